@@ -1,1 +1,70 @@
-//! pgformat
+//! PostgreSQL's bytes and names: what is on the disk of a cluster of major version 14 to 18, and nothing else.
+//!
+//! No I/O, no clock, no server: every function takes bytes or text and says what they mean. Each fact names the
+//! PostgreSQL source file it comes from, and `tests/golden` holds bytes written by real servers that prove it.
+//!
+//! | module | what it knows |
+//! | --- | --- |
+//! | [`wal_segment`] | WAL segment names, sizes and the long header on a segment's first page |
+//! | [`timeline`] | timeline history files: which timeline an LSN belongs to |
+//! | [`control_file`] | `global/pg_control` |
+//! | [`page`] | page header, page checksum, all-zero pages |
+//! | [`relation`] | relation file names: path to tablespace, database, relation, fork, segment, and back |
+//! | [`classify`](mod@classify) | what each file of a data directory is to a backup: which to copy, which to leave |
+//! | [`backup_label`] | the `backup_label` file |
+//! | [`tablespace_map`] | the `tablespace_map` file |
+//!
+//! Everything is little-endian and 64-bit, as every platform Leeward runs on; a control file of another byte order
+//! is recognised and refused.
+
+pub mod backup_label;
+pub mod classify;
+pub mod control_file;
+mod error;
+mod id;
+mod lsn;
+pub mod page;
+pub mod relation;
+pub mod tablespace_map;
+pub mod timeline;
+mod version;
+pub mod wal_segment;
+
+pub use backup_label::BackupLabel;
+pub use classify::{FileClass, SkipReason, classify};
+pub use control_file::{ControlFile, ControlFileError, DbState};
+pub use error::FormatError;
+pub use id::{BlockNumber, Oid, RelFileNumber, SystemIdentifier, TimelineId};
+pub use lsn::Lsn;
+pub use page::{PageDamage, PageVerdict};
+pub use relation::{Fork, RelationSegment, TablespaceVersionDirectory};
+pub use tablespace_map::TablespaceMap;
+pub use timeline::TimelineHistory;
+pub use version::MajorVersion;
+pub use wal_segment::{WalLongHeader, WalSegmentName, WalSegmentSize};
+
+/// Bytes in a page: `BLCKSZ` of every distributed PostgreSQL (`pg_config.h`). A cluster built with another size is
+/// told apart by [`ControlFile::block_size`].
+pub const PAGE_SIZE: usize = 8192;
+
+/// Pages in a full relation segment (1 GiB): `RELSEG_SIZE` of every distributed PostgreSQL (`pg_config.h`).
+pub const RELATION_SEGMENT_BLOCKS: u32 = 131_072;
+
+/// The little-endian integers at a fixed offset; the caller has checked the length.
+fn u16_at(bytes: &[u8], offset: usize) -> u16 {
+    let mut raw = [0; 2];
+    raw.copy_from_slice(&bytes[offset..offset + 2]);
+    u16::from_le_bytes(raw)
+}
+
+fn u32_at(bytes: &[u8], offset: usize) -> u32 {
+    let mut raw = [0; 4];
+    raw.copy_from_slice(&bytes[offset..offset + 4]);
+    u32::from_le_bytes(raw)
+}
+
+fn u64_at(bytes: &[u8], offset: usize) -> u64 {
+    let mut raw = [0; 8];
+    raw.copy_from_slice(&bytes[offset..offset + 8]);
+    u64::from_le_bytes(raw)
+}
