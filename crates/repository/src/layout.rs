@@ -1,0 +1,76 @@
+//! The name of every object of a repository, in one place.
+//!
+//! ```text
+//! leeward.json                               the repository's id and format version
+//! <cluster>/cluster.json                     system identifier, timelines seen
+//! <cluster>/lease.json                       who works here now
+//! <cluster>/backups/<id>/backup.json         the summary; its presence is the commit
+//! <cluster>/backups/<id>/manifest            files, page maps, checksums
+//! <cluster>/backups/<id>/packs/<n>.pack      frames and their index
+//! <cluster>/backups/<id>/wal/<name>.zst      WAL from start to stop LSN
+//! ```
+
+use leeward_pgformat::TimelineId;
+
+use crate::backup_id::BackupId;
+use crate::repository_error::RepositoryError;
+use crate::store::{Key, StoreError};
+
+/// Name of the object that makes a folder a repository.
+pub const REPOSITORY_FILE: &str = "leeward.json";
+
+fn key(text: String) -> Result<Key, RepositoryError> {
+    Ok(Key::new(text).map_err(StoreError::from)?)
+}
+
+/// `leeward.json`.
+pub fn repository() -> Result<Key, RepositoryError> {
+    key(REPOSITORY_FILE.to_owned())
+}
+
+/// `<cluster>/cluster.json`.
+pub fn cluster(cluster: &str) -> Result<Key, RepositoryError> {
+    key(format!("{cluster}/cluster.json"))
+}
+
+/// `<cluster>/lease.json`.
+pub fn lease(cluster: &str) -> Result<Key, RepositoryError> {
+    key(format!("{cluster}/lease.json"))
+}
+
+/// The folder `<cluster>/backups`.
+#[must_use]
+pub fn backups_folder(cluster: &str) -> String {
+    format!("{cluster}/backups")
+}
+
+/// The folder `<cluster>/backups/<id>`.
+#[must_use]
+pub fn backup_folder(cluster: &str, id: &BackupId) -> String {
+    format!("{cluster}/backups/{id}")
+}
+
+/// `<cluster>/backups/<id>/backup.json`.
+pub fn summary(cluster: &str, id: &BackupId) -> Result<Key, RepositoryError> {
+    key(format!("{cluster}/backups/{id}/backup.json"))
+}
+
+/// `<cluster>/backups/<id>/manifest`.
+pub fn manifest(cluster: &str, id: &BackupId) -> Result<Key, RepositoryError> {
+    key(format!("{cluster}/backups/{id}/manifest"))
+}
+
+/// `<cluster>/backups/<id>/packs/<number>.pack`, the number in at least six digits.
+pub fn pack(cluster: &str, id: &BackupId, number: u32) -> Result<Key, RepositoryError> {
+    key(format!("{cluster}/backups/{id}/packs/{number:06}.pack"))
+}
+
+/// `<cluster>/backups/<id>/wal/<name>.zst`; `name` is a WAL segment's or a timeline history file's.
+pub fn backup_wal(cluster: &str, id: &BackupId, name: &str) -> Result<Key, RepositoryError> {
+    key(format!("{cluster}/backups/{id}/wal/{name}.zst"))
+}
+
+/// `<cluster>/wal/<timeline>/<name>.zst`, the timeline in eight hexadecimal digits as in WAL segment names.
+pub fn archived_wal(cluster: &str, timeline: TimelineId, name: &str) -> Result<Key, RepositoryError> {
+    key(format!("{cluster}/wal/{:08X}/{name}.zst", timeline.0))
+}

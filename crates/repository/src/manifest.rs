@@ -1,0 +1,195 @@
+//! The manifest of a backup: its files, where their bytes are, its WAL. Written and read as a stream of blocks in
+//! constant memory; one file is found by two range reads. The bytes are drawn in `docs/format.md`.
+
+use std::sync::Arc;
+
+use crate::backup_id::BackupId;
+use crate::file_path::FilePath;
+use crate::hash::Hash;
+use crate::pack::PackInfo;
+use crate::repository_error::RepositoryError;
+use crate::store::{Key, Store};
+
+/// A file, directory or symbolic link of the backed-up cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileRecord {
+    /// Its name.
+    pub path: FilePath,
+    /// What it is.
+    pub kind: FileKind,
+    /// Permission bits, as `chmod` takes them.
+    pub mode: u32,
+    /// User and group id, only where they differ from the data directory's.
+    pub owner: Option<(u32, u32)>,
+    /// Modification time, seconds since 1970; for people, nothing rests on it.
+    pub mtime: i64,
+    /// Damaged pages: their relation-wide blocks, ascending.
+    pub damaged: Vec<u32>,
+}
+
+/// What a [`FileRecord`] is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FileKind {
+    /// A regular file.
+    File {
+        /// Bytes.
+        size: u64,
+        /// Where they are.
+        content: Content,
+    },
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink {
+        /// Where it points, as `readlink` says it.
+        target: Vec<u8>,
+    },
+}
+
+/// Where the bytes of a file are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// Here; for small files made during the backup (`backup_label`, `tablespace_map`), at most [`INLINE_BYTES_LIMIT`].
+    Inline(Vec<u8>),
+    /// In frames; sorted by `file_offset`, not overlapping. Bytes that no run covers are zero.
+    Runs(Vec<Run>),
+}
+
+/// The most bytes that [`Content::Inline`] takes.
+pub const INLINE_BYTES_LIMIT: usize = 1 << 20;
+
+/// Consecutive bytes of a file that lie in one frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// Index in the footer's table of backups; 0: this backup.
+    pub source: u16,
+    /// The pack's number in that backup.
+    pub pack: u32,
+    /// The frame's number in the pack.
+    pub frame: u32,
+    /// Where in the frame's plain bytes.
+    pub frame_offset: u32,
+    /// Where in the file.
+    pub file_offset: u64,
+    /// Bytes.
+    pub length: u32,
+}
+
+/// A WAL object of the backup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WalRecord {
+    /// Name of the WAL segment or timeline history file, without the `.zst` of its object.
+    pub name: String,
+    /// Bytes of the plain file.
+    pub plain_length: u64,
+    /// Bytes of the object.
+    pub stored_length: u64,
+    /// BLAKE3 of the plain file.
+    pub plain_hash: Hash,
+    /// BLAKE3 of the object.
+    pub stored_hash: Hash,
+}
+
+/// One entry of a manifest, in the order in which they were added.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Entry {
+    /// A file, directory or symbolic link.
+    File(FileRecord),
+    /// A WAL object; these follow the files.
+    Wal(WalRecord),
+}
+
+/// A backup whose packs a manifest points into.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// `None` for the manifest's own backup, which is always source 0.
+    pub backup: Option<BackupId>,
+    /// Its packs that are in use.
+    pub packs: Vec<PackInfo>,
+}
+
+/// What `backup.json` remembers of a finished manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ManifestInfo {
+    /// Bytes of the object.
+    pub size: u64,
+    /// The hash that proves its footer, and through it every block.
+    pub hash: Hash,
+    /// Regular files.
+    pub files: u64,
+    /// All file records: files, directories, links.
+    pub entries: u64,
+    /// Bytes of all regular files.
+    pub size_bytes: u64,
+    /// WAL objects.
+    pub wal_objects: u64,
+}
+
+/// Writes a manifest, uploading while records arrive.
+pub struct ManifestWriter {}
+
+impl ManifestWriter {
+    /// Begins the manifest under `key`. Nothing is visible there before [`ManifestWriter::finish`].
+    pub fn create(store: &dyn Store, key: &Key) -> Result<Self, RepositoryError> {
+        let _ = (store, key);
+        todo!()
+    }
+
+    /// Names an earlier backup that runs point into; the number is for [`Run::source`].
+    pub fn add_source(&mut self, backup: BackupId, packs: Vec<PackInfo>) -> Result<u16, RepositoryError> {
+        let _ = (backup, packs);
+        todo!()
+    }
+
+    /// Adds a file, directory or link. Order: relation files, other files, `global/pg_control` last, each sorted by path.
+    pub fn add_file(&mut self, record: &FileRecord) -> Result<(), RepositoryError> {
+        let _ = record;
+        todo!()
+    }
+
+    /// Adds a WAL object; after the last file.
+    pub fn add_wal(&mut self, record: &WalRecord) -> Result<(), RepositoryError> {
+        let _ = record;
+        todo!()
+    }
+
+    /// Writes the footer with this backup's packs; the manifest is durable when this returns.
+    pub fn finish(self, packs: &[PackInfo]) -> Result<ManifestInfo, RepositoryError> {
+        let _ = packs;
+        todo!()
+    }
+}
+
+/// Reads a manifest.
+pub struct ManifestReader {}
+
+impl ManifestReader {
+    /// Reads and checks the footer. `size` and `hash` are what `backup.json` says.
+    pub fn open(store: Arc<dyn Store>, key: Key, size: u64, hash: Hash) -> Result<Self, RepositoryError> {
+        let _ = (store, key, size, hash);
+        todo!()
+    }
+
+    /// The backups whose packs the runs point into, indexed by [`Run::source`]; 0 is this backup.
+    #[must_use]
+    pub fn sources(&self) -> &[Source] {
+        todo!()
+    }
+
+    /// What is in it, as [`ManifestWriter::finish`] returned it.
+    #[must_use]
+    pub fn info(&self) -> &ManifestInfo {
+        todo!()
+    }
+
+    /// All entries in order, one block in memory at a time.
+    pub fn entries(&self) -> impl Iterator<Item = Result<Entry, RepositoryError>> + '_ {
+        std::iter::empty()
+    }
+
+    /// One file, with one range read.
+    pub fn find(&self, path: &FilePath) -> Result<Option<FileRecord>, RepositoryError> {
+        let _ = path;
+        todo!()
+    }
+}

@@ -1,0 +1,154 @@
+//! What can go wrong with a repository.
+
+use leeward_pgformat::SystemIdentifier;
+
+use crate::codec::CompressionError;
+use crate::store::StoreError;
+
+/// A failed operation on a repository. Every message names the object; [`RepositoryError::hint`] says what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RepositoryError {
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// An object is not what was written.
+    #[error("object \"{object}\" is damaged: {part}: {problem}")]
+    Damaged {
+        /// The object's key.
+        object: String,
+        /// Which part of it: "frame 12", "index", "block 3 (\"base/5/1259\" to \"base/5/2619\")".
+        part: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A newer leeward wrote this.
+    #[error("object \"{object}\" has {what} {found}, and this version of leeward knows up to {known}")]
+    NewerFormat {
+        /// The object's key.
+        object: String,
+        /// "format version", "page transform", ...
+        what: &'static str,
+        /// The number found.
+        found: u64,
+        /// The highest number known.
+        known: u64,
+    },
+    /// There is no repository.
+    #[error("no repository at \"{location}\": object \"leeward.json\" does not exist")]
+    NoRepository {
+        /// Its URL.
+        location: String,
+    },
+    /// There is a repository already.
+    #[error("there is a repository at \"{location}\" already")]
+    RepositoryExists {
+        /// Its URL.
+        location: String,
+    },
+    /// The folder belongs to another cluster.
+    #[error(
+        "cluster \"{cluster}\" in the repository has system identifier {recorded}, but this server has {found}"
+    )]
+    ClusterMismatch {
+        /// The cluster's name in the repository.
+        cluster: String,
+        /// The system identifier in `cluster.json`.
+        recorded: SystemIdentifier,
+        /// The server's.
+        found: SystemIdentifier,
+    },
+    /// Nothing has been backed up under this name.
+    #[error("no cluster \"{cluster}\" in the repository")]
+    NoCluster {
+        /// The cluster's name.
+        cluster: String,
+    },
+    /// A name that no cluster may have.
+    #[error("\"{name}\" cannot be the name of a cluster: use 1 to 63 of a-z, A-Z, 0-9, \"-\", \"_\" and \".\", beginning with a letter or digit")]
+    InvalidClusterName {
+        /// The name.
+        name: String,
+    },
+    /// No backup goes by this name.
+    #[error("no backup \"{wanted}\" of cluster \"{cluster}\"")]
+    NoBackup {
+        /// What was asked for.
+        wanted: String,
+        /// The cluster.
+        cluster: String,
+    },
+    /// Several backups go by this name.
+    #[error("\"{wanted}\" may be any of {}", candidates.join(", "))]
+    AmbiguousBackup {
+        /// The prefix asked for.
+        wanted: String,
+        /// The ids it fits.
+        candidates: Vec<String>,
+    },
+    /// The same backup is there already.
+    #[error("backup \"{id}\" of cluster \"{cluster}\" is there already")]
+    BackupExists {
+        /// The backup.
+        id: String,
+        /// The cluster.
+        cluster: String,
+    },
+    /// The caller handed over something that the format cannot hold.
+    #[error("could not write \"{object}\": {problem}")]
+    Unwritable {
+        /// The object's key.
+        object: String,
+        /// Why.
+        problem: String,
+    },
+    /// A compression library refused to work.
+    #[error(transparent)]
+    Compression(#[from] CompressionError),
+    /// The file being stored could not be read, or the one being restored not written.
+    #[error("could not {action}: {source}")]
+    Io {
+        /// What was being done, and to which object.
+        action: String,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+}
+
+impl RepositoryError {
+    pub(crate) fn damaged(object: impl ToString, part: impl ToString, problem: impl ToString) -> Self {
+        Self::Damaged {
+            object: object.to_string(),
+            part: part.to_string(),
+            problem: problem.to_string(),
+        }
+    }
+
+    /// Whether stored data was found damaged (exit code 4).
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Damaged { .. }) || matches!(self, Self::Store(StoreError::Truncated { .. }))
+    }
+
+    /// What to do about it, in one sentence, where there is something to say.
+    #[must_use]
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Store(error) => error.hint(),
+            Self::NewerFormat { .. } => Some("use the version of leeward that wrote it, or a later one"),
+            Self::NoRepository { .. } => {
+                Some("check the URL, or create the repository with \"leeward init\"; the first backup creates it too")
+            }
+            Self::ClusterMismatch { .. } => {
+                Some("check the data directory and the URL; another cluster goes into the same repository under a name of its own, by --cluster NAME")
+            }
+            Self::NoCluster { .. } => Some("see \"leeward list\" for the clusters in the repository, and choose one with --cluster NAME"),
+            Self::NoBackup { .. } => Some("see \"leeward list\" for the backups there are"),
+            Self::AmbiguousBackup { .. } => Some("give more letters of the backup's id"),
+            Self::Damaged { .. } => {
+                Some("restore the object from another copy of the repository, or use another backup; \"leeward verify\" says what else is affected")
+            }
+            _ => None,
+        }
+    }
+}
