@@ -6,7 +6,7 @@ use std::str::FromStr;
 /// The longest key in bytes. S3 takes 1,024 with the repository's prefix.
 pub const MAX_KEY_BYTES: usize = 900;
 /// The longest part between two slashes in bytes: file systems take 255, and a temporary name adds to it.
-pub const MAX_PART_BYTES: usize = 200;
+pub const MAX_NAME_BYTES: usize = 200;
 
 /// The name of an object inside a repository: parts joined by `/`, relative to the repository's root.
 ///
@@ -71,7 +71,7 @@ fn flaw(text: &str) -> Option<&'static str> {
         if part.starts_with('.') {
             return Some("a part of it begins with a dot");
         }
-        if part.len() > MAX_PART_BYTES {
+        if part.len() > MAX_NAME_BYTES {
             return Some("a part of it is too long");
         }
         if !part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.+=@".contains(&b)) {
@@ -127,7 +127,7 @@ mod tests {
         for good in ["leeward.json", "main/backups/20261122T023000Z-k7q2/packs/1.pack", "a+b=c@d/_x"] {
             assert_eq!(Key::new(good).map(|key| key.to_string()).as_deref(), Ok(good));
         }
-        let long = "x".repeat(MAX_PART_BYTES + 1);
+        let long = "x".repeat(MAX_NAME_BYTES + 1);
         for bad in ["", "/a", "a/", "a//b", ".a", "a/..", "a b", "a\n", "ä", "a\\b", "a%20", &long] {
             assert!(Key::new(bad).is_err(), "{bad:?}");
         }

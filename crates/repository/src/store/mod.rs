@@ -10,12 +10,22 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+mod connect;
+mod failure;
 mod key;
 pub mod local;
 mod local_file;
+mod options;
+mod profile;
+pub mod remote;
+mod remote_upload;
+mod retry;
+mod secret;
 
 pub use crate::error::{RemoteProblem, StoreError};
-pub use key::{InvalidKey, Key, MAX_KEY_BYTES, MAX_PART_BYTES};
+pub use key::{InvalidKey, Key, MAX_KEY_BYTES};
+pub use options::{DEFAULT_CONCURRENCY, DEFAULT_PART_BYTES, MAX_PART_BYTES, MIN_PART_BYTES, StoreOptions};
+pub use secret::Secret;
 
 use crate::url::RepositoryUrl;
 
@@ -157,14 +167,10 @@ pub fn list_all(store: &dyn Store, prefix: &str) -> Result<Vec<ObjectInfo>, Stor
 /// Opens the store at an address. Nothing is created yet, and a bucket is not asked yet.
 ///
 /// # Errors
-/// [`StoreError::Options`] when the address cannot be served.
-pub fn open(url: &RepositoryUrl) -> Result<Arc<dyn Store>, StoreError> {
+/// [`StoreError::Options`] when the options do not fit together.
+pub fn open(url: &RepositoryUrl, options: &StoreOptions) -> Result<Arc<dyn Store>, StoreError> {
     match url {
         RepositoryUrl::Local(path) => Ok(Arc::new(local::LocalStore::new(path.clone()))),
-        RepositoryUrl::Bucket { .. } => Err(StoreError::Options {
-            location: url.clone(),
-            reason: "not yet".to_owned(),
-            hint: "use a local directory",
-        }),
+        RepositoryUrl::Bucket { .. } => Ok(Arc::new(remote::RemoteStore::new(url, options)?)),
     }
 }
