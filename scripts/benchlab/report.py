@@ -1,0 +1,139 @@
+"""Tables: aligned, so that they read the same on a terminal and in docs/performance.md."""
+
+import os
+import platform
+import re
+import statistics
+import time
+
+from .machine import PROJECT
+
+DOCUMENT = PROJECT / "docs/performance.md"
+BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+REFERENCE = "pgbackrest"
+
+
+def table(head, rows):
+    """A Markdown table with padded columns; the first is left-aligned, the others right."""
+    cells = [head, *rows]
+    width = [max(len(str(row[n])) for row in cells) for n in range(len(head))]
+
+    def line(row):
+        return "| " + " | ".join(str(c).ljust(w) if n == 0 else str(c).rjust(w)
+                                 for n, (c, w) in enumerate(zip(row, width))) + " |"
+    rule = "|" + "|".join("-" * (w + 2) if n == 0 else "-" * (w + 1) + ":" for n, w in enumerate(width)) + "|"
+    return "\n".join([line(head), rule, *map(line, rows)])
+
+
+def middle(rows, field):
+    values = [row[field] for row in rows if row.get(field) is not None]
+    return statistics.median(values) if values else None
+
+
+def number(value, digits=1):
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def spread(rows, field, digits=1):
+    values = [row[field] for row in rows]
+    return f"{min(values):.{digits}f}-{max(values):.{digits}f}"
+
+
+def total_cpu(rows):
+    """The tool's own CPU and what it made the standby and the primary spend."""
+    return statistics.median(sum(row.get(f"cpu_{who}_s", 0) for who in ("tool", "standby", "primary")) for row in rows)
+
+
+def comparison(title, rows, tools):
+    """One table: `rows` of one verb and store, by tool, against the reference."""
+    by_tool = {tool.key: [row for row in rows if row["label"].split("/")[0] == tool.key] for tool in tools}
+    by_tool = {key: found for key, found in by_tool.items() if found}
+    if not by_tool:
+        return ""
+    reference = by_tool.get(REFERENCE)
+    backup = title.startswith("Backup")
+    head = ["tool", "wall s", "min-max", "ratio", "CPU s: tool", "+ servers", "ratio", "RSS MiB: one", "all", "+ standby",
+            "stored MiB" if backup else "restored MiB", "written MB"]
+    lines = []
+    for tool in tools:
+        found = by_tool.get(tool.key)
+        if not found:
+            continue
+        wall, cpu = middle(found, "wall_s"), total_cpu(found)
+        lines.append([
+            tool.title, number(wall), spread(found, "wall_s"),
+            number(wall / middle(reference, "wall_s"), 2) if reference else "-",
+            number(middle(found, "cpu_tool_s")), number(cpu - middle(found, "cpu_tool_s")),
+            number(cpu / total_cpu(reference), 2) if reference else "-",
+            *(number(max(r[f] for r in found), 0) for f in ("rss_largest_mib", "rss_sum_mib", "standby_memory_mib")),
+            number(middle(found, "stored_mib"), 0), number(middle(found, "written_mb"), 0),
+        ])
+    count = min(len(found) for found in by_tool.values())
+    return f"### {title}\n\nMedians of {count} rounds, memory the most of any.\n\n{table(head, lines)}\n"
+
+
+def primary_table(rows, tools):
+    head = ["tool (backup)", "connections", "statements", "bytes to", "bytes from", "checkpoints", "primary's CPU s"]
+    lines = []
+    for tool in tools:
+        found = [row for row in rows if row["label"].startswith(tool.key + "/local/backup")]
+        if found:
+            lines.append([tool.title] + [number(max(row[f"primary_{f}"] for row in found), 0) for f in
+                                         ("connections", "statements", "bytes_in", "bytes_out", "checkpoints")]
+                         + [number(middle(found, "cpu_primary_s"), 2)])
+    return (f"### What reached the primary\n\nThe most of any round. Bytes are those of SQL connections; the WAL it ships and"
+            f" the files read from its data directory are not in them.\n\n{table(head, lines)}\n") if lines else ""
+
+
+def limits_table(limits, rows, tools):
+    if not limits:
+        return ""
+    lines = [["disk, sequential, 1 MiB, 8 in flight: read", f"{limits['read_mb_s']:,} MB/s"],
+             ["disk, sequential, 1 MiB, 8 in flight: write", f"{limits['write_mb_s']:,} MB/s"],
+             ["tar of the data directory, cold, to nothing", f"{limits['tar_read_s']:.1f} s"],
+             ["tar, then zstd -3 with two threads, to disk", f"{limits['backup_floor_s']:.1f} s"],
+             ["zstd -d, then tar -x, to disk", f"{limits['restore_floor_s']:.1f} s"],
+             ["cp -a of the relations, cold, to disk", f"{limits['copy_floor_s']:.1f} s"]]
+    for tool in tools:
+        for verb in ("backup", "restore"):
+            found = [row for row in rows if row["label"] == f"{tool.key}/local/{verb}"]
+            if found and tool.key != "pg_basebackup":
+                ratio = middle(found, "wall_s") / limits[f"{verb}_floor_s"]
+                lines.append([f"{tool.key} {verb} against that pipe", f"{ratio:.2f} x"])
+    return f"### What the hardware allows\n\n{table(['what', 'figure'], lines)}\n"
+
+
+def memory_table(rows):
+    if not rows:
+        return ""
+    lines = [[row["label"].split("/", 1)[1], number(row["wall_s"]), number(row["cpu_tool_s"]), number(row["rss_largest_mib"], 0),
+              number(row["stored_mib"], 0)] for row in rows]
+    return f"### Very many files\n\n{table(['leeward', 'wall s', 'CPU s', 'peak RSS MiB', 'MiB'], lines)}\n"
+
+
+def machine_line(versions, rows):
+    cpu = re.search(r"model name\s*:\s*(.+)", open("/proc/cpuinfo").read())
+    memory = int(re.search(r"MemTotal:\s+(\d+)", open("/proc/meminfo").read()).group(1)) / 2**20
+    others = [row["cpu_other_s"] / row["wall_s"] / os.cpu_count() for row in rows]
+    busy = f"; other processes took {statistics.median(others):.0%} of the CPU (median of runs)" if others else ""
+    tools = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return (f"{time.strftime('%d %B %Y', time.gmtime())}: {os.cpu_count()} CPUs ({cpu.group(1) if cpu else platform.machine()}),"
+            f" {memory:.0f} GiB of memory, Linux {platform.release()}. {tools}{busy}.\n")
+
+
+def render(rows, tools, limits, memory, versions):
+    parts = [machine_line(versions, [row for row in rows if "/" in row["label"]])]
+    for store, name in (("local", "a local directory"), ("s3", "S3")):
+        for verb, title in (("backup", f"Backup of the standby into {name}"), ("restore", f"Restore from {name}")):
+            parts.append(comparison(title, [r for r in rows if r["label"].endswith(f"/{store}/{verb}")], tools))
+    parts += [primary_table(rows, tools), limits_table(limits, rows, tools), memory_table(memory)]
+    return "\n".join(part for part in parts if part)
+
+
+def write_document(text):
+    """Replace the block between the markers; the words around it are written by people."""
+    page = DOCUMENT.read_text()
+    if BEGIN not in page or END not in page:
+        raise SystemExit(f"{DOCUMENT} has no lines {BEGIN} and {END}")
+    head, tail = page.split(BEGIN)[0], page.split(END)[1]
+    DOCUMENT.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}")
