@@ -62,7 +62,8 @@ impl BackupLabel {
         let mut lines = text.lines();
         let mut next_field = |name: &'static str| -> Result<&str, FormatError> {
             let line = lines.next().unwrap_or_default();
-            field(line, name).ok_or_else(|| wrong(format!("expected \"{name}: ...\", found \"{line}\"")))
+            field(line, name)
+                .ok_or_else(|| wrong(format!("expected \"{name}: ...\", found \"{line}\"")))
         };
         // The server reads these two lines first and in this order, the others where it finds them.
         let start = next_field("START WAL LOCATION")?;
@@ -71,15 +72,31 @@ impl BackupLabel {
         let (start_lsn, start_wal_segment) = start
             .split_once(" (file ")
             .and_then(|(lsn, file)| Some((lsn, file.strip_suffix(')')?)))
-            .ok_or_else(|| wrong(format!("START WAL LOCATION \"{start}\" has no LSN and WAL segment name")))?;
+            .ok_or_else(|| {
+                wrong(format!(
+                    "START WAL LOCATION \"{start}\" has no LSN and WAL segment name"
+                ))
+            })?;
         if !crate::wal_segment::is_wal_segment_name(start_wal_segment) {
-            return Err(wrong(format!("\"{start_wal_segment}\" is not the name of a WAL segment")));
+            return Err(wrong(format!(
+                "\"{start_wal_segment}\" is not the name of a WAL segment"
+            )));
         }
         let segment_timeline = u32::from_str_radix(&start_wal_segment[..8], 16)
             .map(TimelineId)
-            .map_err(|_| wrong(format!("\"{start_wal_segment}\" is not the name of a WAL segment")))?;
-        let lsn = |text: &str| text.parse::<Lsn>().map_err(|error| wrong(error.to_string()));
-        let timeline = |text: &str| text.parse::<TimelineId>().map_err(|error| wrong(error.to_string()));
+            .map_err(|_| {
+                wrong(format!(
+                    "\"{start_wal_segment}\" is not the name of a WAL segment"
+                ))
+            })?;
+        let lsn = |text: &str| {
+            text.parse::<Lsn>()
+                .map_err(|error| wrong(error.to_string()))
+        };
+        let timeline = |text: &str| {
+            text.parse::<TimelineId>()
+                .map_err(|error| wrong(error.to_string()))
+        };
 
         let mut label = BackupLabel {
             start_lsn: lsn(start_lsn)?,
@@ -100,7 +117,11 @@ impl BackupLabel {
                 label.from = Some(match value {
                     "primary" => BackupFrom::Primary,
                     "standby" => BackupFrom::Standby,
-                    other => return Err(wrong(format!("BACKUP FROM \"{other}\" is neither primary nor standby"))),
+                    other => {
+                        return Err(wrong(format!(
+                            "BACKUP FROM \"{other}\" is neither primary nor standby"
+                        )));
+                    }
                 });
             } else if let Some(value) = field(line, "START TIME") {
                 label.start_time = Some(value.to_owned());

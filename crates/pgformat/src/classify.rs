@@ -124,9 +124,16 @@ pub fn classify(path: impl AsRef<[u8]>, is_directory: bool) -> FileClass {
         return classify_at_top(name, is_directory);
     }
     let top = path.split('/').next().unwrap_or(path);
-    if let Some((_, reason)) = EMPTIED_DIRECTORIES.iter().find(|(emptied, _)| *emptied == top) {
+    if let Some((_, reason)) = EMPTIED_DIRECTORIES
+        .iter()
+        .find(|(emptied, _)| *emptied == top)
+    {
         let kept = directory == "pg_wal" && is_directory && WAL_SUBDIRECTORIES.contains(&name);
-        return if kept { FileClass::SkipContents } else { FileClass::Skip(*reason) };
+        return if kept {
+            FileClass::SkipContents
+        } else {
+            FileClass::Skip(*reason)
+        };
     }
     if is_directory {
         return FileClass::Other;
@@ -145,7 +152,10 @@ pub fn classify(path: impl AsRef<[u8]>, is_directory: bool) -> FileClass {
 
 fn classify_at_top(name: &str, is_directory: bool) -> FileClass {
     if is_directory {
-        if EMPTIED_DIRECTORIES.iter().any(|(emptied, _)| *emptied == name) {
+        if EMPTIED_DIRECTORIES
+            .iter()
+            .any(|(emptied, _)| *emptied == name)
+        {
             FileClass::SkipContents
         } else if name == "lost+found" {
             // Present where the data directory is a mount point, and readable by root only.

@@ -5,8 +5,8 @@
 use std::fmt;
 
 use crate::{
-    Lsn, MajorVersion, PAGE_SIZE, RELATION_SEGMENT_BLOCKS, SystemIdentifier, TablespaceVersionDirectory, TimelineId,
-    WalSegmentSize, u32_at, u64_at,
+    Lsn, MajorVersion, PAGE_SIZE, RELATION_SEGMENT_BLOCKS, SystemIdentifier,
+    TablespaceVersionDirectory, TimelineId, WalSegmentSize, u32_at, u64_at,
 };
 
 /// Bytes in the file `global/pg_control` (`PG_CONTROL_FILE_SIZE`); what lies after the fields is zero.
@@ -112,7 +112,9 @@ pub enum ControlFileError {
     #[error("could not read the control file: it is all zeros")]
     AllZero,
     /// The CRC does not match the fields: read while the server was writing (read again), or damaged.
-    #[error("could not read the control file: its CRC is {stored:08X}, its content gives {computed:08X}")]
+    #[error(
+        "could not read the control file: its CRC is {stored:08X}, its content gives {computed:08X}"
+    )]
     BadCrc {
         /// The CRC in the file.
         stored: u32,
@@ -268,7 +270,10 @@ impl ControlFile {
     /// See [`ControlFileError`]. [`ControlFileError::BadCrc`] from a running server's file means that it was being
     /// written just then: read it again.
     pub fn parse(bytes: &[u8]) -> Result<ControlFile, ControlFileError> {
-        let too_short = |needed: usize| ControlFileError::TooShort { actual: bytes.len(), needed };
+        let too_short = |needed: usize| ControlFileError::TooShort {
+            actual: bytes.len(),
+            needed,
+        };
         if bytes.len() < offset::STATE {
             return Err(too_short(offset::STATE));
         }
@@ -279,11 +284,16 @@ impl ControlFile {
         let catalog_version = u32_at(bytes, offset::CATALOG_VERSION);
         let Some((major, crc_offset)) = layout(control_version, catalog_version) else {
             // The server's own test (xlog.c, ReadControlFile): a small number, byte-swapped, has its low half zero.
-            return Err(if control_version.trailing_zeros() >= 16 && control_version >> 16 != 0 {
-                ControlFileError::ByteOrder
-            } else {
-                ControlFileError::UnsupportedVersion { control_version, catalog_version }
-            });
+            return Err(
+                if control_version.trailing_zeros() >= 16 && control_version >> 16 != 0 {
+                    ControlFileError::ByteOrder
+                } else {
+                    ControlFileError::UnsupportedVersion {
+                        control_version,
+                        catalog_version,
+                    }
+                },
+            );
         };
         if bytes.len() < crc_offset + 4 {
             return Err(too_short(crc_offset + 4));
@@ -297,15 +307,22 @@ impl ControlFile {
         let lsn = |offset: usize| Lsn(u64_at(bytes, offset));
         let timeline = |offset: usize| TimelineId(u32_at(bytes, offset));
         let flag = |offset: usize| bytes[offset] != 0;
-        let wrong = |field: &'static str, value: u32| ControlFileError::Field { field, value: u64::from(value) };
-        let (state, wal_level, wal_segment_size) =
-            (number(offset::STATE), number(offset::WAL_LEVEL), number(offset::WAL_SEGMENT_SIZE));
+        let wrong = |field: &'static str, value: u32| ControlFileError::Field {
+            field,
+            value: u64::from(value),
+        };
+        let (state, wal_level, wal_segment_size) = (
+            number(offset::STATE),
+            number(offset::WAL_LEVEL),
+            number(offset::WAL_SEGMENT_SIZE),
+        );
         Ok(ControlFile {
             system_identifier: SystemIdentifier(u64_at(bytes, offset::SYSTEM_IDENTIFIER)),
             control_version,
             catalog_version,
             major,
-            state: DbState::from_u32(state).ok_or_else(|| wrong("database cluster state", state))?,
+            state: DbState::from_u32(state)
+                .ok_or_else(|| wrong("database cluster state", state))?,
             time: u64_at(bytes, offset::TIME).cast_signed(),
             checkpoint: lsn(offset::CHECKPOINT),
             redo: lsn(offset::REDO),
@@ -319,7 +336,8 @@ impl ControlFile {
             backup_start_point: lsn(offset::BACKUP_START_POINT),
             backup_end_point: lsn(offset::BACKUP_END_POINT),
             backup_end_required: flag(offset::BACKUP_END_REQUIRED),
-            wal_level: WalLevel::from_u32(wal_level).ok_or_else(|| wrong("wal_level", wal_level))?,
+            wal_level: WalLevel::from_u32(wal_level)
+                .ok_or_else(|| wrong("wal_level", wal_level))?,
             wal_log_hints: flag(offset::WAL_LOG_HINTS),
             max_connections: number(offset::MAX_CONNECTIONS),
             max_worker_processes: number(offset::MAX_WORKER_PROCESSES),
@@ -345,7 +363,10 @@ impl ControlFile {
     /// The name of this cluster's directory inside each tablespace.
     #[must_use]
     pub const fn tablespace_version_directory(&self) -> TablespaceVersionDirectory {
-        TablespaceVersionDirectory { major: self.major, catalog_version: self.catalog_version }
+        TablespaceVersionDirectory {
+            major: self.major,
+            catalog_version: self.catalog_version,
+        }
     }
 
     /// Refuses a cluster built with other sizes than those of every distributed PostgreSQL: 8 kB pages, 8 kB WAL
@@ -364,7 +385,10 @@ impl ControlFile {
         } else {
             return Ok(());
         };
-        Err(ControlFileError::Field { field, value: value as u64 })
+        Err(ControlFileError::Field {
+            field,
+            value: value as u64,
+        })
     }
 }
 

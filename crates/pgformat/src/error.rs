@@ -9,7 +9,9 @@ use crate::TimelineId;
 #[non_exhaustive]
 pub enum FormatError {
     /// Not an LSN.
-    #[error("could not read LSN \"{text}\": expected two hexadecimal numbers as in \"16/B374D848\"")]
+    #[error(
+        "could not read LSN \"{text}\": expected two hexadecimal numbers as in \"16/B374D848\""
+    )]
     Lsn {
         /// What was read.
         text: String,

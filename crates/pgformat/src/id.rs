@@ -39,7 +39,10 @@ impl Oid {
 
 /// Reads plain decimal, as PostgreSQL prints these numbers.
 fn parse_decimal<N: FromStr>(what: &'static str, text: &str) -> Result<N, FormatError> {
-    let wrong = || FormatError::Number { what, text: text.to_owned() };
+    let wrong = || FormatError::Number {
+        what,
+        text: text.to_owned(),
+    };
     // `FromStr` of integers takes a leading plus sign; PostgreSQL never prints one.
     if !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(wrong());
@@ -119,9 +122,19 @@ mod tests {
     #[test]
     fn decimal_text_round_trips() {
         assert_eq!("7".parse(), Ok(TimelineId(7)));
-        assert_eq!("18446744073709551615".parse(), Ok(SystemIdentifier(u64::MAX)));
-        assert_eq!(SystemIdentifier(u64::MAX).to_string(), "18446744073709551615");
-        assert_eq!(format!("{:>5}", Oid(42)), "   42", "width reaches the number");
+        assert_eq!(
+            "18446744073709551615".parse(),
+            Ok(SystemIdentifier(u64::MAX))
+        );
+        assert_eq!(
+            SystemIdentifier(u64::MAX).to_string(),
+            "18446744073709551615"
+        );
+        assert_eq!(
+            format!("{:>5}", Oid(42)),
+            "   42",
+            "width reaches the number"
+        );
     }
 
     #[test]

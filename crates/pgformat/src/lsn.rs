@@ -36,12 +36,19 @@ impl FromStr for Lsn {
     /// As `pg_lsn_in_internal` (`utils/adt/pg_lsn.c`): one to eight hexadecimal digits, a slash, one to eight more.
     fn from_str(text: &str) -> Result<Self, FormatError> {
         let half = |digits: &str| -> Option<u64> {
-            let well_formed = (1..=8).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
-            if well_formed { u64::from_str_radix(digits, 16).ok() } else { None }
+            let well_formed = (1..=8).contains(&digits.len())
+                && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+            if well_formed {
+                u64::from_str_radix(digits, 16).ok()
+            } else {
+                None
+            }
         };
         text.split_once('/')
             .and_then(|(high, low)| Some(Lsn(half(high)? << 32 | half(low)?)))
-            .ok_or_else(|| FormatError::Lsn { text: text.to_owned() })
+            .ok_or_else(|| FormatError::Lsn {
+                text: text.to_owned(),
+            })
     }
 }
 
@@ -75,14 +82,38 @@ mod tests {
         assert_eq!(Lsn(0x16_0000_0028).to_string(), "16/28");
         assert_eq!(Lsn::INVALID.to_string(), "0/0");
         assert_eq!("ffffffff/FFFFFFFF".parse(), Ok(Lsn(u64::MAX)));
-        assert_eq!("0/01700028".parse(), Ok(Lsn(0x0170_0028)), "19 pads the low half");
+        assert_eq!(
+            "0/01700028".parse(),
+            Ok(Lsn(0x0170_0028)),
+            "19 pads the low half"
+        );
         assert_eq!(format!("{:>6}|", Lsn(1)), "   0/1|");
     }
 
     #[test]
     fn refuses_what_the_server_refuses() {
-        for text in ["", "/", "0/", "/0", "0", "0/0/0", "123456789/0", "0/123456789", "g/0", "0/g", " 0/0", "0/0 ", "+1/0", "-1/0"] {
-            assert_eq!(text.parse::<Lsn>(), Err(FormatError::Lsn { text: text.to_owned() }));
+        for text in [
+            "",
+            "/",
+            "0/",
+            "/0",
+            "0",
+            "0/0/0",
+            "123456789/0",
+            "0/123456789",
+            "g/0",
+            "0/g",
+            " 0/0",
+            "0/0 ",
+            "+1/0",
+            "-1/0",
+        ] {
+            assert_eq!(
+                text.parse::<Lsn>(),
+                Err(FormatError::Lsn {
+                    text: text.to_owned()
+                })
+            );
         }
     }
 

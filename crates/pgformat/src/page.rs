@@ -91,12 +91,26 @@ impl fmt::Display for HeaderFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             HeaderFault::Flags(flags) => write!(f, "unknown flags 0x{flags:04X}"),
-            HeaderFault::Bounds { lower, upper, special } => {
-                write!(f, "free space bounds out of order: lower {lower}, upper {upper}, special {special}")
+            HeaderFault::Bounds {
+                lower,
+                upper,
+                special,
+            } => {
+                write!(
+                    f,
+                    "free space bounds out of order: lower {lower}, upper {upper}, special {special}"
+                )
             }
-            HeaderFault::SpecialNotAligned(special) => write!(f, "special space at {special} is not aligned"),
+            HeaderFault::SpecialNotAligned(special) => {
+                write!(f, "special space at {special} is not aligned")
+            }
             HeaderFault::SizeAndVersion(found) => {
-                write!(f, "page size {} with layout version {}, expected {PAGE_SIZE} with 4", found & 0xFF00, found & 0xFF)
+                write!(
+                    f,
+                    "page size {} with layout version {}, expected {PAGE_SIZE} with 4",
+                    found & 0xFF00,
+                    found & 0xFF
+                )
             }
         }
     }
@@ -108,7 +122,8 @@ impl fmt::Display for HeaderFault {
 /// carry checksums (`data_checksum_version`). `start_lsn` is the backup's start LSN: a page changed at or after it
 /// has only its header judged. Costs a look at 24 bytes unless a checksum or a test for zeros is called for.
 ///
-/// The rules are the server's (`PageIsVerified`), and one more: page size and layout version must be right.
+/// The rules are the server's (`PageIsVerified`), and one more: page size and layout version must be right. A damaged
+/// page of a free space map or visibility map loses no data: see [`crate::Fork::is_repaired_by_server`].
 ///
 /// # Panics
 ///
@@ -117,7 +132,11 @@ impl fmt::Display for HeaderFault {
 pub fn check_page(page: &[u8], block: BlockNumber, checksums: bool, start_lsn: Lsn) -> PageVerdict {
     assert_eq!(page.len(), PAGE_SIZE, "a page has {PAGE_SIZE} bytes");
     if is_new(page) {
-        return if is_zero(page) { PageVerdict::Zero } else { PageVerdict::Damaged(PageDamage::NonZeroNew) };
+        return if is_zero(page) {
+            PageVerdict::Zero
+        } else {
+            PageVerdict::Damaged(PageDamage::NonZeroNew)
+        };
     }
     if header_fault(page).is_some() {
         return PageVerdict::Damaged(PageDamage::Header);
@@ -184,7 +203,11 @@ pub fn header_fault(page: &[u8]) -> Option<HeaderFault> {
     if flags & !VALID_FLAGS != 0 {
         Some(HeaderFault::Flags(flags))
     } else if lower > upper || upper > special || usize::from(special) > PAGE_SIZE {
-        Some(HeaderFault::Bounds { lower, upper, special })
+        Some(HeaderFault::Bounds {
+            lower,
+            upper,
+            special,
+        })
     } else if special % 8 != 0 {
         Some(HeaderFault::SpecialNotAligned(special))
     } else if size_and_version != PAGE_SIZE_AND_VERSION {
@@ -200,7 +223,9 @@ pub fn is_zero(bytes: &[u8]) -> bool {
     /// Bytes looked at between two decisions: wide enough for vector registers, small enough to stop soon.
     const STRIDE: usize = 128;
     let (strides, rest) = bytes.as_chunks::<STRIDE>();
-    strides.iter().all(|stride| stride.iter().fold(0, |seen, byte| seen | byte) == 0)
+    strides
+        .iter()
+        .all(|stride| stride.iter().fold(0, |seen, byte| seen | byte) == 0)
         && rest.iter().all(|byte| *byte == 0)
 }
 

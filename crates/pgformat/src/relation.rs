@@ -23,7 +23,12 @@ pub enum Fork {
 
 impl Fork {
     /// Every fork.
-    pub const ALL: [Fork; 4] = [Fork::Main, Fork::FreeSpaceMap, Fork::VisibilityMap, Fork::Init];
+    pub const ALL: [Fork; 4] = [
+        Fork::Main,
+        Fork::FreeSpaceMap,
+        Fork::VisibilityMap,
+        Fork::Init,
+    ];
 
     /// The fork's name in PostgreSQL's words (`forkNames`): `main`, `fsm`, `vm`, `init`.
     #[must_use]
@@ -36,8 +41,18 @@ impl Fork {
         }
     }
 
+    /// Whether the server puts an empty page in the place of a damaged one of this fork, and says nothing
+    /// (`RBM_ZERO_ON_ERROR` in `storage/freespace/freespace.c` and `access/heap/visibilitymap.c`): what such a page
+    /// says can be found out again from the relation, so that its damage loses no data.
+    #[must_use]
+    pub const fn is_repaired_by_server(self) -> bool {
+        matches!(self, Fork::FreeSpaceMap | Fork::VisibilityMap)
+    }
+
     fn from_suffix(suffix: &str) -> Option<Fork> {
-        [Fork::FreeSpaceMap, Fork::VisibilityMap, Fork::Init].into_iter().find(|fork| fork.name() == suffix)
+        [Fork::FreeSpaceMap, Fork::VisibilityMap, Fork::Init]
+            .into_iter()
+            .find(|fork| fork.name() == suffix)
     }
 }
 
@@ -103,7 +118,10 @@ impl RelationSegment {
         let mut parts = path.split('/');
         let (tablespace, database) = match parts.next()? {
             "global" => (Oid::GLOBAL_TABLESPACE, Oid::INVALID),
-            "base" => (Oid::DEFAULT_TABLESPACE, Oid(positive_number(parts.next()?)?)),
+            "base" => (
+                Oid::DEFAULT_TABLESPACE,
+                Oid(positive_number(parts.next()?)?),
+            ),
             "pg_tblspc" => {
                 let tablespace = Oid(positive_number(parts.next()?)?);
                 TablespaceVersionDirectory::parse(parts.next()?)?;
@@ -113,7 +131,13 @@ impl RelationSegment {
         };
         let (relation, fork, segment) = parse_file_name(parts.next()?)?;
         match parts.next() {
-            None => Some(RelationSegment { tablespace, database, relation, fork, segment }),
+            None => Some(RelationSegment {
+                tablespace,
+                database,
+                relation,
+                fork,
+                segment,
+            }),
             Some(_) => None,
         }
     }
@@ -129,7 +153,10 @@ impl RelationSegment {
         let directory = match self.tablespace {
             Oid::GLOBAL_TABLESPACE => "global".to_owned(),
             Oid::DEFAULT_TABLESPACE => format!("base/{}", self.database),
-            Oid(tablespace) => format!("pg_tblspc/{tablespace}/{version_directory}/{}", self.database),
+            Oid(tablespace) => format!(
+                "pg_tblspc/{tablespace}/{version_directory}/{}",
+                self.database
+            ),
         };
         format!("{directory}/{}", self.file_name())
     }
@@ -180,7 +207,8 @@ pub fn tablespace_version_directory(path: &str) -> Option<TablespaceVersionDirec
 /// (`looks_like_temp_rel_name`, `storage/file/fd.c`).
 #[must_use]
 pub fn is_temporary_relation_name(name: &str) -> bool {
-    let is_number = |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let is_number =
+        |digits: &str| !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
     let Some((backend, rest)) = name.strip_prefix('t').and_then(|rest| rest.split_once('_')) else {
         return false;
     };
@@ -217,7 +245,8 @@ fn positive_number(digits: &str) -> Option<u32> {
 }
 
 fn plain_number<N: FromStr>(digits: &str) -> Option<N> {
-    let plain = digits.bytes().all(|byte| byte.is_ascii_digit()) && (digits == "0" || !digits.starts_with('0'));
+    let plain = digits.bytes().all(|byte| byte.is_ascii_digit())
+        && (digits == "0" || !digits.starts_with('0'));
     if plain { digits.parse().ok() } else { None }
 }
 

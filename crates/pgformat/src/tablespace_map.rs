@@ -53,7 +53,10 @@ impl TablespaceMap {
             }
         }
         if escaped || !line.is_empty() {
-            return Err(wrong(entries.len() + 1, "it does not end, the file may be cut short".to_owned()));
+            return Err(wrong(
+                entries.len() + 1,
+                "it does not end, the file may be cut short".to_owned(),
+            ));
         }
         Ok(TablespaceMap { entries })
     }
@@ -80,14 +83,22 @@ impl TablespaceMap {
 fn parse_line(line: &[u8], number: usize) -> Result<TablespaceMapEntry, FormatError> {
     // One space exactly: the path may begin with others.
     let Some(space) = line.iter().position(|byte| *byte == b' ') else {
-        return Err(wrong(number, "it has no space between OID and path".to_owned()));
+        return Err(wrong(
+            number,
+            "it has no space between OID and path".to_owned(),
+        ));
     };
     let (oid, location) = (String::from_utf8_lossy(&line[..space]), &line[space + 1..]);
-    let tablespace: Oid = oid.parse().map_err(|_| wrong(number, format!("\"{oid}\" is not an OID")))?;
+    let tablespace: Oid = oid
+        .parse()
+        .map_err(|_| wrong(number, format!("\"{oid}\" is not an OID")))?;
     if location.is_empty() {
         return Err(wrong(number, "the path is empty".to_owned()));
     }
-    Ok(TablespaceMapEntry { tablespace, location: PathBuf::from(OsString::from_vec(location.to_vec())) })
+    Ok(TablespaceMapEntry {
+        tablespace,
+        location: PathBuf::from(OsString::from_vec(location.to_vec())),
+    })
 }
 
 fn wrong(line: usize, reason: String) -> FormatError {

@@ -19,8 +19,13 @@ pub enum MajorVersion {
 
 impl MajorVersion {
     /// Every known major version, oldest first.
-    pub const ALL: [MajorVersion; 5] =
-        [MajorVersion::V14, MajorVersion::V15, MajorVersion::V16, MajorVersion::V17, MajorVersion::V18];
+    pub const ALL: [MajorVersion; 5] = [
+        MajorVersion::V14,
+        MajorVersion::V15,
+        MajorVersion::V16,
+        MajorVersion::V17,
+        MajorVersion::V18,
+    ];
 
     /// The version of that number; `None` for one this crate does not know.
     #[must_use]

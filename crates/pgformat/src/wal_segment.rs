@@ -74,7 +74,11 @@ impl WalSegmentSize {
 impl fmt::Display for WalSegmentSize {
     /// As `SHOW wal_segment_size` does: `16MB`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0 == 1 << 30 { f.pad("1GB") } else { f.pad(&format!("{}MB", self.0 >> 20)) }
+        if self.0 == 1 << 30 {
+            f.pad("1GB")
+        } else {
+            f.pad(&format!("{}MB", self.0 >> 20))
+        }
     }
 }
 
@@ -90,15 +94,27 @@ pub struct WalSegmentName {
 impl WalSegmentName {
     /// The WAL segment of `timeline` that holds the byte at `lsn`.
     #[must_use]
-    pub const fn containing(timeline: TimelineId, lsn: Lsn, size: WalSegmentSize) -> WalSegmentName {
-        WalSegmentName { timeline, number: size.segment_number(lsn) }
+    pub const fn containing(
+        timeline: TimelineId,
+        lsn: Lsn,
+        size: WalSegmentSize,
+    ) -> WalSegmentName {
+        WalSegmentName {
+            timeline,
+            number: size.segment_number(lsn),
+        }
     }
 
     /// The file name: 24 hexadecimal digits (`XLogFileName`). It depends on the segment size.
     #[must_use]
     pub fn name(self, size: WalSegmentSize) -> String {
         let per_id = size.segments_per_id();
-        format!("{:08X}{:08X}{:08X}", self.timeline.0, self.number / per_id, self.number % per_id)
+        format!(
+            "{:08X}{:08X}{:08X}",
+            self.timeline.0,
+            self.number / per_id,
+            self.number % per_id
+        )
     }
 
     /// Reads a file name (`IsXLogFileName`, `XLogFromFileName`); `None` for anything else, and for a name that
@@ -134,12 +150,16 @@ impl WalSegmentName {
     /// The next WAL segment of the same timeline.
     #[must_use]
     pub const fn next(self) -> WalSegmentName {
-        WalSegmentName { timeline: self.timeline, number: self.number + 1 }
+        WalSegmentName {
+            timeline: self.timeline,
+            number: self.number + 1,
+        }
     }
 }
 
 fn is_upper_hex(text: &str) -> bool {
-    text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'A'..=b'F'))
+    text.bytes()
+        .all(|byte| matches!(byte, b'0'..=b'9' | b'A'..=b'F'))
 }
 
 /// Whether a file name is a whole WAL segment's, whatever the segment size (`IsXLogFileName`).
@@ -152,7 +172,8 @@ pub fn is_wal_segment_name(name: &str) -> bool {
 /// (`IsPartialXLogFileName`).
 #[must_use]
 pub fn is_partial_wal_segment_name(name: &str) -> bool {
-    name.strip_suffix(".partial").is_some_and(is_wal_segment_name)
+    name.strip_suffix(".partial")
+        .is_some_and(is_wal_segment_name)
 }
 
 /// Whether a file name is a backup history file's (`IsBackupHistoryFileName`), as
@@ -161,7 +182,9 @@ pub fn is_partial_wal_segment_name(name: &str) -> bool {
 pub fn is_backup_history_file_name(name: &str) -> bool {
     name.strip_suffix(".backup")
         .and_then(|stem| stem.split_once('.'))
-        .is_some_and(|(segment, offset)| is_wal_segment_name(segment) && offset.len() == 8 && is_upper_hex(offset))
+        .is_some_and(|(segment, offset)| {
+            is_wal_segment_name(segment) && offset.len() == 8 && is_upper_hex(offset)
+        })
 }
 
 /// The name of a timeline's history file (`TLHistoryFileName`): `00000002.history`.
@@ -173,7 +196,9 @@ pub fn history_file_name(timeline: TimelineId) -> String {
 /// The timeline whose history file has this name; `None` when it is no such name (`IsTLHistoryFileName`).
 #[must_use]
 pub fn parse_history_file_name(name: &str) -> Option<TimelineId> {
-    let digits = name.strip_suffix(".history").filter(|digits| digits.len() == 8 && is_upper_hex(digits))?;
+    let digits = name
+        .strip_suffix(".history")
+        .filter(|digits| digits.len() == 8 && is_upper_hex(digits))?;
     u32::from_str_radix(digits, 16).ok().map(TimelineId)
 }
 
@@ -225,15 +250,23 @@ impl WalLongHeader {
     pub fn parse(bytes: &[u8]) -> Result<WalLongHeader, FormatError> {
         let wrong = |reason: String| FormatError::WalHeader { reason };
         if bytes.len() < WAL_LONG_HEADER_SIZE {
-            return Err(wrong(format!("it has only {} bytes, {WAL_LONG_HEADER_SIZE} are needed", bytes.len())));
+            return Err(wrong(format!(
+                "it has only {} bytes, {WAL_LONG_HEADER_SIZE} are needed",
+                bytes.len()
+            )));
         }
         let magic = u16_at(bytes, 0);
-        let Some(major) = MajorVersion::ALL.into_iter().find(|major| wal_page_magic(*major) == magic) else {
-            return Err(wrong(if bytes[..WAL_LONG_HEADER_SIZE].iter().all(|byte| *byte == 0) {
-                "it is all zeros: nothing was ever written to this segment".to_owned()
-            } else {
-                format!("magic number {magic:04X} is of no PostgreSQL version from 14 to 18")
-            }));
+        let Some(major) = MajorVersion::ALL
+            .into_iter()
+            .find(|major| wal_page_magic(*major) == magic)
+        else {
+            return Err(wrong(
+                if bytes[..WAL_LONG_HEADER_SIZE].iter().all(|byte| *byte == 0) {
+                    "it is all zeros: nothing was ever written to this segment".to_owned()
+                } else {
+                    format!("magic number {magic:04X} is of no PostgreSQL version from 14 to 18")
+                },
+            ));
         };
         let info = u16_at(bytes, 2);
         if info & !ALL_FLAGS != 0 {
@@ -244,15 +277,21 @@ impl WalLongHeader {
         }
         let size_bytes = u32_at(bytes, 32);
         let Some(segment_size) = WalSegmentSize::new(size_bytes) else {
-            return Err(wrong(format!("segment size {size_bytes} is not a power of two from 1 MB to 1 GB")));
+            return Err(wrong(format!(
+                "segment size {size_bytes} is not a power of two from 1 MB to 1 GB"
+            )));
         };
         let block_size = u32_at(bytes, 36);
         if block_size != WAL_PAGE_SIZE {
-            return Err(wrong(format!("WAL page size {block_size} is not supported, only {WAL_PAGE_SIZE}")));
+            return Err(wrong(format!(
+                "WAL page size {block_size} is not supported, only {WAL_PAGE_SIZE}"
+            )));
         }
         let page_address = Lsn(u64_at(bytes, 8));
         if segment_size.offset(page_address) != 0 {
-            return Err(wrong(format!("its LSN {page_address} is not the beginning of a segment")));
+            return Err(wrong(format!(
+                "its LSN {page_address} is not the beginning of a segment"
+            )));
         }
         Ok(WalLongHeader {
             magic,
@@ -271,7 +310,11 @@ impl WalLongHeader {
     /// # Errors
     ///
     /// [`FormatError::WalHeader`] saying which of cluster, LSN or timeline does not agree.
-    pub fn check(&self, name: WalSegmentName, system_identifier: SystemIdentifier) -> Result<(), FormatError> {
+    pub fn check(
+        &self,
+        name: WalSegmentName,
+        system_identifier: SystemIdentifier,
+    ) -> Result<(), FormatError> {
         let wrong = |reason: String| Err(FormatError::WalHeader { reason });
         let expected = name.start_lsn(self.segment_size);
         if self.system_identifier != system_identifier {
@@ -280,9 +323,15 @@ impl WalLongHeader {
                 self.system_identifier
             ))
         } else if self.page_address != expected {
-            wrong(format!("it begins at LSN {}, its name says {expected}", self.page_address))
+            wrong(format!(
+                "it begins at LSN {}, its name says {expected}",
+                self.page_address
+            ))
         } else if self.timeline > name.timeline {
-            wrong(format!("it is from timeline {}, its name says {}", self.timeline, name.timeline))
+            wrong(format!(
+                "it is from timeline {}, its name says {}",
+                self.timeline, name.timeline
+            ))
         } else {
             Ok(())
         }

@@ -4,7 +4,10 @@
 //! any x86-64 it may only use SSE2, which has no 32-bit multiplication; so on x86-64 the same code is compiled a
 //! second time for AVX2, and chosen at run time where the processor has it.
 
-#![expect(unsafe_code, reason = "calling code compiled for AVX2 after asking the processor for it")]
+#![expect(
+    unsafe_code,
+    reason = "calling code compiled for AVX2 after asking the processor for it"
+)]
 
 use crate::{BlockNumber, PAGE_SIZE};
 
@@ -19,10 +22,38 @@ const FNV_PRIME: u32 = 16_777_619;
 
 /// What each sum begins with (`checksumBaseOffsets`).
 const BASE_OFFSETS: [u32; LANES] = [
-    0x5B1F_36E9, 0xB852_5960, 0x02AB_50AA, 0x1DE6_6D2A, 0x79FF_467A, 0x9BB9_F8A3, 0x217E_7CD2, 0x83E1_3D2C,
-    0xF8D4_474F, 0xE39E_B970, 0x42C6_AE16, 0x9932_16FA, 0x7B09_3B5D, 0x98DA_FF3C, 0xF718_902A, 0x0B1C_9CDB,
-    0xE58F_764B, 0x1876_36BC, 0x5D7B_3BB1, 0xE73D_E7DE, 0x92BE_C979, 0xCCA6_C0B2, 0x304A_0979, 0x85AA_43D4,
-    0x7831_25BB, 0x6CA8_EAA2, 0xE407_EAC6, 0x4B5C_FC3E, 0x9FBF_8C76, 0x15CA_20BE, 0xF2CA_9FD3, 0x959B_D756,
+    0x5B1F_36E9,
+    0xB852_5960,
+    0x02AB_50AA,
+    0x1DE6_6D2A,
+    0x79FF_467A,
+    0x9BB9_F8A3,
+    0x217E_7CD2,
+    0x83E1_3D2C,
+    0xF8D4_474F,
+    0xE39E_B970,
+    0x42C6_AE16,
+    0x9932_16FA,
+    0x7B09_3B5D,
+    0x98DA_FF3C,
+    0xF718_902A,
+    0x0B1C_9CDB,
+    0xE58F_764B,
+    0x1876_36BC,
+    0x5D7B_3BB1,
+    0xE73D_E7DE,
+    0x92BE_C979,
+    0xCCA6_C0B2,
+    0x304A_0979,
+    0x85AA_43D4,
+    0x7831_25BB,
+    0x6CA8_EAA2,
+    0xE407_EAC6,
+    0x4B5C_FC3E,
+    0x9FBF_8C76,
+    0x15CA_20BE,
+    0xF2CA_9FD3,
+    0x959B_D756,
 ];
 
 /// The checksum of a page at a relation-wide block number (`pg_checksum_page`). The checksum field on the page does
