@@ -1,0 +1,491 @@
+//! One session with a server: connect, ask, cancel. Blocking, one statement at a time.
+//!
+//! Every answer is text. A statement may have a deadline: past it the statement is cancelled, and a server that does not
+//! even take the cancel request is given up.
+
+use std::ffi::CString;
+use std::fmt;
+use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use crate::error::{ConnectFailure, Error, SqlError};
+use crate::libpq::{Answer, AnswerKind, Cancellation, Field, Progress, Session};
+use crate::target::{ConnectTarget, ResolvedTarget};
+
+/// How long a cancel request, and then the answer to it, may take.
+const CANCEL_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Makes a session behave the same on every server, whatever its `postgresql.conf`, `ALTER ROLE` and `ALTER DATABASE`
+/// say. No timeout of the server's may end a backup; names mean those of `pg_catalog`.
+const SESSION_SETTINGS: &str = "SET search_path = pg_catalog; SET statement_timeout = 0; SET lock_timeout = 0; \
+     SET idle_in_transaction_session_timeout = 0; SET DateStyle = 'ISO'; SET IntervalStyle = 'postgres'; \
+     SET TimeZone = 'UTC'; SET extra_float_digits = 1; SET bytea_output = 'hex'; SET standard_conforming_strings = on; \
+     SET client_min_messages = warning; SET default_transaction_isolation = 'read committed'";
+
+/// Settings that not every supported server has: `idle_session_timeout` since 14, `transaction_timeout` since 17.
+const NEWER_SETTINGS: [(i32, &str); 2] =
+    [(140_000, "SET idle_session_timeout = 0"), (170_000, "SET transaction_timeout = 0")];
+
+/// A session. Dropping it closes the connection.
+pub struct Connection {
+    session: Session,
+    description: String,
+}
+
+impl Connection {
+    /// Connects and makes the session's settings known ones.
+    ///
+    /// # Errors
+    /// [`Error::InvalidConninfo`], [`Error::NotRunning`], [`Error::Io`] (an unreadable `postmaster.pid`),
+    /// [`Error::ConnectFailed`], and what [`Connection::execute`] gives.
+    pub fn connect(target: &ConnectTarget) -> Result<Connection, Error> {
+        let resolved = target.resolve()?;
+        let session = open(&resolved)?;
+        let description = describe(&session);
+        let mut connection = Connection { session, description };
+        let mut settings = SESSION_SETTINGS.to_owned();
+        for (since, setting) in NEWER_SETTINGS {
+            if connection.server_version() >= since {
+                settings.push_str("; ");
+                settings.push_str(setting);
+            }
+        }
+        connection.execute_during("prepare the session", &settings)?;
+        Ok(connection)
+    }
+
+    /// Runs one statement with text parameters and waits for its answer.
+    ///
+    /// # Errors
+    /// [`Error::Sql`] when the server refuses, [`Error::ServerGone`] when the connection breaks.
+    pub fn query(&mut self, sql: &str, parameters: &[Option<&str>]) -> Result<Rows, Error> {
+        self.query_during("run a query", sql, parameters, None)
+    }
+
+    /// As [`Connection::query`], cancelled after `timeout`.
+    ///
+    /// # Errors
+    /// As [`Connection::query`], and [`Error::Timeout`].
+    pub fn query_with_deadline(
+        &mut self,
+        sql: &str,
+        parameters: &[Option<&str>],
+        timeout: Duration,
+    ) -> Result<Rows, Error> {
+        self.query_during("run a query", sql, parameters, Some(timeout))
+    }
+
+    /// Runs one or several statements and drops what they answer.
+    ///
+    /// # Errors
+    /// As [`Connection::query`]; the first statement that fails ends the series.
+    pub fn execute(&mut self, sql: &str) -> Result<(), Error> {
+        self.execute_during("run a statement", sql)
+    }
+
+    /// The server's version as a number: 150018 for 15.18, 180000 for 18 before its first minor.
+    pub fn server_version(&self) -> i32 {
+        self.session.server_version()
+    }
+
+    /// The process that serves this session.
+    pub fn backend_pid(&self) -> i32 {
+        self.session.backend_pid()
+    }
+
+    /// Whether TLS protects the session.
+    pub fn uses_tls(&self) -> bool {
+        self.session.uses_tls()
+    }
+
+    /// Where the session goes: `host=... port=... dbname=... user=...`, never a password.
+    pub fn describe(&self) -> &str {
+        &self.description
+    }
+
+    /// The notices and warnings that came since the last call.
+    pub fn take_notices(&mut self) -> Vec<String> {
+        self.session.take_notices()
+    }
+
+    /// What cancels the running statement from another thread.
+    ///
+    /// # Errors
+    /// [`Error::ServerGone`] when the connection is no longer open.
+    pub fn cancel_handle(&self) -> Result<CancelHandle, Error> {
+        self.session.cancellation().map(CancelHandle).ok_or_else(|| self.gone("prepare a cancel request", None))
+    }
+
+    /// As [`Connection::query`]; `during` follows "could not" in errors.
+    pub(crate) fn query_during(
+        &mut self,
+        during: &str,
+        sql: &str,
+        parameters: &[Option<&str>],
+        timeout: Option<Duration>,
+    ) -> Result<Rows, Error> {
+        let nul = || unexpected(during, "a parameter holds a NUL byte");
+        let statement = CString::new(sql).map_err(|_| nul())?;
+        let mut values = Vec::with_capacity(parameters.len());
+        for parameter in parameters {
+            values.push(parameter.map(CString::new).transpose().map_err(|_| nul())?);
+        }
+        if !self.session.send(&statement, &values) {
+            return Err(self.gone(during, None));
+        }
+        let answer = self.wait(during, timeout)?;
+        Ok(Rows { answer: Arc::new(answer), during: during.to_owned() })
+    }
+
+    fn execute_during(&mut self, during: &str, sql: &str) -> Result<(), Error> {
+        let statement = CString::new(sql).map_err(|_| unexpected(during, "the statement holds a NUL byte"))?;
+        if !self.session.send_simple(&statement) {
+            return Err(self.gone(during, None));
+        }
+        self.wait(during, None).map(drop)
+    }
+
+    /// Waits for every answer to what was sent; the last one, or the first error.
+    fn wait(&mut self, during: &str, timeout: Option<Duration>) -> Result<Answer, Error> {
+        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+        let mut last: Option<Answer> = None;
+        loop {
+            if let Some(after) = timeout.filter(|_| !self.wait_readable(deadline)) {
+                self.give_up();
+                return Err(Error::Timeout { during: during.to_owned(), after });
+            }
+            let Some(answer) = self.session.next_answer() else { break };
+            match answer.kind() {
+                AnswerKind::Copy => {
+                    // Nothing here starts a COPY; a connection in that state can only be closed.
+                    return Err(unexpected(during, "the server began a COPY"));
+                }
+                AnswerKind::Error if last.as_ref().is_some_and(|last| last.kind() == AnswerKind::Error) => {}
+                _ => last = Some(answer),
+            }
+        }
+        match last {
+            Some(answer) if answer.kind() == AnswerKind::Error => Err(self.refused(during, &answer)),
+            Some(answer) => Ok(answer),
+            None => Err(self.gone(during, None)),
+        }
+    }
+
+    /// Waits until an answer is whole or the connection broke. `false` at the deadline.
+    fn wait_readable(&mut self, deadline: Option<Instant>) -> bool {
+        while self.session.is_busy() {
+            let Some(socket) = self.session.socket() else { return true };
+            if !wait_for(socket, PollFlags::IN, deadline) {
+                return false;
+            }
+            if !self.session.consume_input() {
+                return true;
+            }
+        }
+        true
+    }
+
+    /// Cancels the running statement and takes what comes of it, so that the session can be used again; a server that
+    /// does not answer that either leaves the session busy, and it can only be dropped.
+    fn give_up(&mut self) {
+        if let Some(cancellation) = self.session.cancellation()
+            && CancelHandle(cancellation).cancel().is_err()
+        {
+            return;
+        }
+        let deadline = Some(Instant::now() + CANCEL_PATIENCE);
+        while self.wait_readable(deadline) && self.session.next_answer().is_some() {}
+    }
+
+    fn refused(&self, during: &str, answer: &Answer) -> Error {
+        let severity = answer.field(Field::Severity).unwrap_or_default();
+        let sqlstate = answer.field(Field::SqlState).unwrap_or_default();
+        let message = answer.field(Field::Message).unwrap_or_else(|| one_line(&answer.error_message()));
+        if self.session.is_bad() || severity == "FATAL" || severity == "PANIC" {
+            let sqlstate = Some(sqlstate).filter(|state| !state.is_empty());
+            return Error::ServerGone { during: during.to_owned(), message, sqlstate };
+        }
+        Error::Sql(Box::new(SqlError {
+            during: during.to_owned(),
+            severity,
+            sqlstate,
+            message,
+            detail: answer.field(Field::Detail),
+            hint: answer.field(Field::Hint),
+        }))
+    }
+
+    fn gone(&self, during: &str, sqlstate: Option<String>) -> Error {
+        let message = one_line(&self.session.error_message());
+        let message = if message.is_empty() { "the connection is closed".to_owned() } else { message };
+        Error::ServerGone { during: during.to_owned(), message, sqlstate }
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.debug_tuple("Connection").field(&self.description).finish()
+    }
+}
+
+/// Cancels the statement that its connection is running, over a connection of its own.
+pub struct CancelHandle(Cancellation);
+
+impl CancelHandle {
+    /// Sends the request and waits, two seconds at most, until the server has taken it. That the statement ends is
+    /// seen by whoever waits for it.
+    ///
+    /// # Errors
+    /// [`Error::ServerGone`] when the request could not be delivered, [`Error::Timeout`] when it was not taken.
+    pub fn cancel(mut self) -> Result<(), Error> {
+        let during = "cancel the running statement";
+        let deadline = Instant::now() + CANCEL_PATIENCE;
+        let mut progress = if self.0.start() { Progress::Writing } else { Progress::Failed };
+        loop {
+            let flags = match progress {
+                Progress::Done => return Ok(()),
+                Progress::Failed => {
+                    let message = one_line(&self.0.error_message());
+                    return Err(Error::ServerGone { during: during.to_owned(), message, sqlstate: None });
+                }
+                Progress::Reading => PollFlags::IN,
+                Progress::Writing => PollFlags::OUT,
+            };
+            if !self.0.socket().is_some_and(|socket| wait_for(socket, flags, Some(deadline))) {
+                return Err(Error::Timeout { during: during.to_owned(), after: CANCEL_PATIENCE });
+            }
+            progress = self.0.poll();
+        }
+    }
+}
+
+impl fmt::Debug for CancelHandle {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("CancelHandle")
+    }
+}
+
+/// The answer to a query. Rows and columns count from 0.
+#[derive(Clone)]
+pub struct Rows {
+    answer: Arc<Answer>,
+    during: String,
+}
+
+impl Rows {
+    /// Number of rows.
+    pub fn len(&self) -> usize {
+        self.answer.rows()
+    }
+
+    /// Whether there is no row.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The bytes of a value; `None` for NULL and outside the answer. Paths and names may be no UTF-8 in a database
+    /// whose encoding is `SQL_ASCII`.
+    pub fn bytes(&self, row: usize, column: usize) -> Option<&[u8]> {
+        self.answer.value(row, column)
+    }
+
+    /// A value as text; `None` for NULL, outside the answer, and where it is no UTF-8.
+    pub fn get(&self, row: usize, column: usize) -> Option<&str> {
+        self.bytes(row, column).and_then(|bytes| std::str::from_utf8(bytes).ok())
+    }
+
+    /// A value that must be there.
+    ///
+    /// # Errors
+    /// [`Error::UnexpectedAnswer`] when it is NULL, missing or no UTF-8.
+    pub fn text(&self, row: usize, column: usize) -> Result<&str, Error> {
+        self.get(row, column)
+            .ok_or_else(|| unexpected(&self.during, &format!("no value in row {row}, column {column}")))
+    }
+
+    /// A value that must be there, as a `T`.
+    ///
+    /// # Errors
+    /// As [`Rows::text`], and when the text is no `T`.
+    pub fn parse<T: FromStr>(&self, row: usize, column: usize) -> Result<T, Error> {
+        let text = self.text(row, column)?;
+        text.parse().map_err(|_| unexpected(&self.during, &format!("\"{text}\" in row {row}, column {column}")))
+    }
+
+    /// As [`Rows::parse`], with NULL as `None`.
+    ///
+    /// # Errors
+    /// When the value is there and no `T`.
+    pub fn parse_optional<T: FromStr>(&self, row: usize, column: usize) -> Result<Option<T>, Error> {
+        self.bytes(row, column).map(|_| self.parse(row, column)).transpose()
+    }
+
+    /// A boolean, which the server writes `t` or `f`; NULL is `false`.
+    pub fn is_true(&self, row: usize, column: usize) -> bool {
+        self.get(row, column) == Some("t")
+    }
+}
+
+impl fmt::Debug for Rows {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "Rows({} of {} columns)", self.len(), self.answer.columns())
+    }
+}
+
+pub(crate) fn unexpected(during: &str, problem: &str) -> Error {
+    Error::UnexpectedAnswer { during: during.to_owned(), problem: problem.to_owned() }
+}
+
+/// Opens the session. libpq tells the SQLSTATE of a refused connection in its verbose text only, and that can be asked
+/// for only by driving the connection step by step; libpq's own loop is needed where it has several addresses to try,
+/// each with a timeout of its own.
+fn open(target: &ResolvedTarget) -> Result<Session, Error> {
+    let parameters: Vec<(&str, &str)> =
+        target.parameters.iter().map(|(keyword, value)| (keyword.as_str(), value.as_str())).collect();
+    let nul = |_| Error::InvalidConninfo { reason: "it holds a NUL byte".to_owned() };
+    let mut late = None;
+    let mut session = if has_one_address(&target.host) {
+        let mut session = Session::start(&parameters).map_err(nul)?;
+        session.set_verbose_errors(true);
+        late = drive(&mut session, target.connect_timeout);
+        session
+    } else {
+        Session::connect(&parameters).map_err(nul)?
+    };
+    if late.is_none() && session.is_ok() {
+        session.set_verbose_errors(false);
+        return Ok(session);
+    }
+    let (message, sqlstate) = late.map_or_else(|| read_verbose(&session.error_message()), |late| (late, None));
+    Err(Error::ConnectFailed(Box::new(ConnectFailure {
+        target: describe(&session),
+        message,
+        sqlstate,
+        password_missing: session.needs_password(),
+        postmaster: target.postmaster.clone(),
+    })))
+}
+
+fn has_one_address(host: &str) -> bool {
+    let local = host.is_empty() || host.starts_with('/') || host.starts_with('@') || host == "localhost";
+    (local && !host.contains(',')) || host.parse::<IpAddr>().is_ok()
+}
+
+/// Drives a connection until it stands or failed. What is wrong, if the time ran out.
+fn drive(session: &mut Session, timeout: Option<Duration>) -> Option<String> {
+    let deadline = timeout.map(|timeout| Instant::now() + timeout);
+    let mut progress = if session.is_bad() { Progress::Failed } else { Progress::Writing };
+    loop {
+        let flags = match progress {
+            Progress::Done | Progress::Failed => return None,
+            Progress::Reading => PollFlags::IN,
+            Progress::Writing => PollFlags::OUT,
+        };
+        if let Some(socket) = session.socket()
+            && !wait_for(socket, flags, deadline)
+        {
+            return Some(format!("no answer within {} s", timeout.unwrap_or_default().as_secs()));
+        }
+        progress = session.poll_connect();
+    }
+}
+
+/// Waits until a socket is ready (or broken). `false` at the deadline.
+fn wait_for(socket: BorrowedFd<'_>, flags: PollFlags, deadline: Option<Instant>) -> bool {
+    loop {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let timeout = left.map(|left| Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(left.subsec_nanos()),
+        });
+        let mut descriptors = [PollFd::from_borrowed_fd(socket, flags)];
+        match poll(&mut descriptors, timeout.as_ref()) {
+            Ok(0) => return false,
+            Err(Errno::INTR) => {}
+            // A broken descriptor is found out by whoever reads it.
+            Ok(_) | Err(_) => return true,
+        }
+    }
+}
+
+fn describe(session: &Session) -> String {
+    let [host, port, database, user] = session.address();
+    [("host", host), ("port", port), ("dbname", database), ("user", user)]
+        .into_iter()
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(keyword, value)| format!("{keyword}={value}"))
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// Takes the SQLSTATE and the source location out of libpq's verbose text, which has the form
+/// `connection to server on socket "..." failed: FATAL:  28P01: message` + `LOCATION:  function, file:line`.
+fn read_verbose(message: &str) -> (String, Option<String>) {
+    let mut sqlstate = None;
+    let mut lines: Vec<String> = Vec::new();
+    for line in message.lines() {
+        if line.starts_with("LOCATION:  ") {
+            continue;
+        }
+        let code = line.match_indices(":  ").find_map(|(at, gap)| {
+            let code = line.get(at + gap.len()..at + gap.len() + 5)?;
+            let is_code = code.bytes().all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase())
+                && line[at + gap.len() + 5..].starts_with(": ");
+            is_code.then_some((at + gap.len(), code))
+        });
+        match code {
+            Some((at, code)) => {
+                sqlstate = Some(code.to_owned());
+                lines.push(format!("{}{}", line[..at].replace(":  ", ": "), &line[at + 7..]));
+            }
+            None => lines.push(line.trim().to_owned()),
+        }
+    }
+    (lines.join("; "), sqlstate)
+}
+
+fn one_line(message: &str) -> String {
+    message.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sqlstate_is_taken_out_of_the_text() {
+        let verbose = "connection to server on socket \"/tmp/.s.PGSQL.5432\" failed: FATAL:  28P01: password \
+                       authentication failed for user \"x\"\nLOCATION:  auth_failed, auth.c:338";
+        let (message, sqlstate) = read_verbose(verbose);
+        assert_eq!(sqlstate.as_deref(), Some("28P01"));
+        assert_eq!(
+            message,
+            "connection to server on socket \"/tmp/.s.PGSQL.5432\" failed: FATAL: password authentication failed \
+             for user \"x\""
+        );
+    }
+
+    #[test]
+    fn libpqs_own_text_has_none() {
+        let plain = "connection to server at \"::1\", port 1 failed: Connection refused\n\tIs the server running?";
+        let (message, sqlstate) = read_verbose(plain);
+        assert_eq!(sqlstate, None);
+        assert_eq!(message, "connection to server at \"::1\", port 1 failed: Connection refused; Is the server running?");
+    }
+
+    #[test]
+    fn only_a_single_address_is_driven_step_by_step() {
+        for host in ["", "/tmp", "@abstract", "localhost", "127.0.0.1", "::1"] {
+            assert!(has_one_address(host), "{host}");
+        }
+        for host in ["/tmp,/var/run", "db.example.com", "127.0.0.1,127.0.0.2", "localhost,other"] {
+            assert!(!has_one_address(host), "{host}");
+        }
+    }
+}
