@@ -1,0 +1,195 @@
+//! The local store: the contract, and what only a directory can get wrong.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+
+use bytes::Bytes;
+use leeward_repository::store::local::LocalStore;
+use leeward_repository::store::{Store, StoreError, list_all};
+
+mod contract;
+use contract::{bytes, key};
+
+/// Set in children that play a part.
+const PART: &str = "LEEWARD_TEST_PART";
+const PLACE: &str = "LEEWARD_TEST_PLACE";
+
+fn store() -> (tempfile::TempDir, LocalStore) {
+    let folder = tempfile::tempdir().expect("a directory");
+    // A root that does not exist yet, below another that does not.
+    let store = LocalStore::new(folder.path().join("some/where"));
+    (folder, store)
+}
+
+/// Every file below a directory, hidden ones included.
+fn files(place: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(place).expect("read") {
+        let entry = entry.expect("read");
+        if entry.file_type().expect("known").is_dir() {
+            found.extend(files(&entry.path()));
+        } else {
+            found.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    found
+}
+
+#[test]
+fn a_directory_keeps_the_contract() {
+    let (folder, store) = store();
+    contract::check(&store);
+    let hidden: Vec<_> = files(folder.path()).into_iter().filter(|name| name.starts_with(".tmp")).collect();
+    assert_eq!(hidden, Vec::<String>::new(), "no temporary file stays");
+}
+
+#[test]
+fn one_of_many_creators_wins() {
+    let (_folder, store) = store();
+    for round in 0..40 {
+        let place = key(&format!("race/{round}"));
+        let start = Barrier::new(16);
+        let winners = AtomicU32::new(0);
+        thread::scope(|scope| {
+            for contender in 0..16 {
+                let (store, place, start, winners) = (&store, &place, &start, &winners);
+                scope.spawn(move || {
+                    start.wait();
+                    match store.create(place, Bytes::from(format!("{contender}"))) {
+                        Ok(()) => {
+                            winners.fetch_add(1, Ordering::Relaxed);
+                            assert_eq!(store.get(place).expect("read"), format!("{contender}").as_bytes());
+                        }
+                        Err(StoreError::AlreadyExists { .. }) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                });
+            }
+        });
+        assert_eq!(winners.into_inner(), 1, "round {round}");
+    }
+}
+
+#[test]
+fn no_replacement_is_lost() {
+    let (folder, store) = store();
+    let place = key("counter");
+    store.create(&place, Bytes::from_static(b"0")).expect("created");
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            // A store of its own each, as processes would have.
+            let store = LocalStore::new(folder.path().join("some/where"));
+            let place = &place;
+            scope.spawn(move || {
+                let mut done = 0;
+                while done < 10 {
+                    let (content, version) = store.get_versioned(place).expect("read").expect("there");
+                    let count: u32 = std::str::from_utf8(&content).expect("text").parse().expect("a number");
+                    match store.replace(place, Bytes::from((count + 1).to_string()), &version) {
+                        Ok(_) => done += 1,
+                        Err(StoreError::Conflict { .. }) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(&store.get(&place).expect("read")[..], b"80");
+}
+
+#[test]
+fn creators_and_deleters_do_not_trip_over_a_folder() {
+    let (_folder, store) = store();
+    thread::scope(|scope| {
+        for worker in 0..4 {
+            let store = &store;
+            scope.spawn(move || {
+                for round in 0..50 {
+                    let place = key(&format!("deep/er/{worker}-{round}"));
+                    store.create(&place, Bytes::from_static(b"x")).expect("created");
+                    store.delete(&place).expect("deleted");
+                }
+            });
+        }
+    });
+    assert_eq!(store.list_folders("").expect("listed"), Vec::<String>::new());
+}
+
+#[test]
+fn a_killed_writer_leaves_nothing_for_long() {
+    if std::env::var(PART).as_deref() == Ok("writer") {
+        let store = LocalStore::new(std::env::var_os(PLACE).expect("set").into());
+        let mut upload = store.upload(&key("main/backups/x/packs/1.pack")).expect("begun");
+        upload.write(&bytes(40 << 20, 1)).expect("written");
+        std::process::abort();
+    }
+    let folder = tempfile::tempdir().expect("a directory");
+    let died = Command::new(std::env::current_exe().expect("known"))
+        .args(["--exact", "a_killed_writer_leaves_nothing_for_long"])
+        .envs([(PART, "writer".into()), (PLACE, folder.path().as_os_str().to_owned())])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .expect("run");
+    assert!(!died.success());
+    assert!(files(folder.path()).iter().any(|name| name.starts_with(".tmp")), "it died in the middle");
+
+    let store = LocalStore::new(folder.path().to_owned());
+    assert_eq!(list_all(&store, "").expect("listed"), []);
+    assert_eq!(store.list_folders("").expect("listed"), Vec::<String>::new());
+
+    // A writer that lives keeps its file.
+    let mut alive = store.upload(&key("main/backups/y/packs/1.pack")).expect("begun");
+    alive.write(b"alive").expect("written");
+    assert_eq!(store.remove_leftovers("main").expect("removed"), 1);
+    assert_eq!(alive.finish().expect("finished"), 5);
+    assert_eq!(files(folder.path()), ["1.pack"]);
+    assert!(!folder.path().join("main/backups/x").exists(), "its empty folders went along");
+}
+
+#[test]
+fn a_full_disk_is_named() {
+    if std::env::var(PART).as_deref() == Ok("full") {
+        let place = std::path::PathBuf::from(std::env::var_os(PLACE).expect("set"));
+        let store = LocalStore::new(place.clone());
+        let mut upload = store.upload(&key("a/large")).expect("begun");
+        let error = upload.write(&bytes(3 << 20, 1)).expect_err("1 MiB does not hold 3");
+        let StoreError::DiskFull { needed_bytes, free_bytes, path, .. } = &error else { panic!("{error:?}") };
+        assert_eq!((*needed_bytes, *free_bytes), (3 << 20, Some(0)));
+        assert!(path.starts_with(&place) && error.hint().is_some());
+        drop(upload);
+        assert_eq!(files(&place), Vec::<String>::new(), "what was written is gone");
+        store.create(&key("a/small"), Bytes::from_static(b"fits")).expect("there is room again");
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a directory");
+    // A file system of one MiB in a mount namespace of its own.
+    let script = "mount -t tmpfs -o size=1m none \"$0\" && exec \"$@\"";
+    let full = Command::new("unshare")
+        .args(["-rm", "sh", "-c", script])
+        .arg(folder.path())
+        .arg(std::env::current_exe().expect("known"))
+        .args(["--exact", "a_full_disk_is_named", "--nocapture"])
+        .envs([(PART, "full".into()), (PLACE, folder.path().as_os_str().to_owned())])
+        .output()
+        .expect("unshare is there");
+    let said = format!("{}{}", String::from_utf8_lossy(&full.stdout), String::from_utf8_lossy(&full.stderr));
+    assert!(full.status.success() && said.contains("1 passed"), "{said}");
+}
+
+#[test]
+fn strangers_files_are_left_alone() {
+    let (folder, store) = store();
+    store.create(&key("a/object"), Bytes::from_static(b"x")).expect("created");
+    let root = folder.path().join("some/where");
+    std::fs::write(root.join("a/.hidden"), "").expect("written");
+    std::fs::write(root.join("a/with space"), "").expect("written");
+    assert_eq!(list_all(&store, "").expect("listed").len(), 1);
+    store.delete(&key("a/object")).expect("deleted");
+    assert!(root.join("a/with space").exists() && root.join("a/.hidden").exists());
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&root).expect("known").permissions());
+    assert_eq!(mode & 0o777, 0o700, "a repository is for its owner only");
+}
