@@ -2,6 +2,7 @@
 //! The bytes are drawn in `docs/format.md`.
 
 use crate::codec::{CompressionError, CompressionUsed, Compressor, Decompressor};
+use crate::fields::Fields;
 use crate::hash::{Hash, ShortHash};
 
 /// How many plain bytes a frame holds at most when we write it: 128 pages.
@@ -109,21 +110,194 @@ pub enum FrameDamage {
 
 /// Hashes, compresses and hashes again; runs on compression workers. `page_size` is 8,192 for pages of relations
 /// and 0 for other bytes. At most [`FRAME_BYTES_LIMIT`] bytes.
+///
+/// # Errors
+/// Too many bytes, or the library has no memory.
 pub fn encode_frame(
     compressor: &mut Compressor,
     plain: &[u8],
     page_size: u16,
 ) -> Result<EncodedFrame, CompressionError> {
-    let _ = (compressor, plain, page_size);
-    todo!()
+    if plain.len() > FRAME_BYTES_LIMIT {
+        return Err(CompressionError {
+            length: plain.len(),
+            reason: format!("a frame holds at most {FRAME_BYTES_LIMIT} bytes"),
+        });
+    }
+    let plain_hash = Hash::of(plain);
+    let (compression, stored) = compressor.compress_scratch(plain)?;
+    let stored_hash = match compression {
+        // The same bytes: no need to look at them twice.
+        CompressionUsed::None => plain_hash.short(),
+        _ => Hash::of(stored).short(),
+    };
+    Ok(EncodedFrame {
+        stored: stored.to_vec(),
+        transformed_length: plain.len() as u32,
+        plain_length: plain.len() as u32,
+        page_size,
+        compression,
+        transform: 0,
+        sealing: 0,
+        plain_hash,
+        stored_hash,
+    })
 }
 
 /// The plain bytes of a frame, after its stored hash, its lengths and its plain hash have been checked.
+///
+/// # Errors
+/// The first check that fails.
 pub fn decode_frame(
     entry: &FrameEntry,
     stored: &[u8],
     decompressor: &mut Decompressor,
 ) -> Result<Vec<u8>, FrameDamage> {
-    let _ = (entry, stored, decompressor);
-    todo!()
+    let mut plain = Vec::new();
+    decode_frame_into(entry, stored, decompressor, &mut plain)?;
+    Ok(plain)
+}
+
+/// As [`decode_frame`], replacing what is in `plain` and using its memory again.
+///
+/// # Errors
+/// As [`decode_frame`]; `plain` then holds anything.
+pub fn decode_frame_into(
+    entry: &FrameEntry,
+    stored: &[u8],
+    decompressor: &mut Decompressor,
+    plain: &mut Vec<u8>,
+) -> Result<(), FrameDamage> {
+    entry.check_lengths().map_err(FrameDamage::Lengths)?;
+    if stored.len() != entry.stored_length as usize {
+        return Err(FrameDamage::Lengths(format!(
+            "{} stored bytes instead of {}",
+            stored.len(),
+            entry.stored_length
+        )));
+    }
+    let hash = Hash::of(stored);
+    if hash.short() != entry.stored_hash {
+        return Err(FrameDamage::StoredHash {
+            expected: entry.stored_hash,
+            found: hash.short(),
+        });
+    }
+    let unknown = |what, number| FrameDamage::Unknown { what, number };
+    if entry.sealing != 0 {
+        return Err(unknown("sealing", entry.sealing));
+    }
+    let compression =
+        CompressionUsed::from_u8(entry.compression).ok_or_else(|| unknown("compression", entry.compression))?;
+    if entry.transform != 0 {
+        return Err(unknown("page transform", entry.transform));
+    }
+    decompressor.decompress_into(stored, compression, entry.transformed_length as usize, plain)?;
+    let plain_hash = match compression {
+        CompressionUsed::None => hash,
+        _ => Hash::of(plain),
+    };
+    if plain_hash != entry.plain_hash {
+        return Err(FrameDamage::PlainHash {
+            expected: entry.plain_hash,
+            found: plain_hash,
+        });
+    }
+    Ok(())
+}
+
+impl FrameEntry {
+    /// Bytes of an encoded entry, without its pieces.
+    pub(crate) const ENCODED_BYTES: usize = 88;
+    /// Bytes of an encoded piece.
+    pub(crate) const PIECE_BYTES: usize = 16;
+    /// How much longer than its input sealing may make a frame: an AES-256-GCM tag and some room.
+    const SEALING_BYTES: u32 = 64;
+
+    /// Whether the lengths can be those of a frame; to be asked before anything is allocated.
+    pub(crate) fn check_lengths(&self) -> Result<(), String> {
+        if self.plain_length as usize > FRAME_BYTES_LIMIT {
+            return Err(format!("{} plain bytes, at most {FRAME_BYTES_LIMIT}", self.plain_length));
+        }
+        if self.transformed_length > self.plain_length {
+            return Err(format!(
+                "{} transformed bytes of {} plain bytes",
+                self.transformed_length, self.plain_length
+            ));
+        }
+        if self.transform == 0 && self.transformed_length != self.plain_length {
+            return Err(format!(
+                "{} transformed bytes of {} plain bytes without a transform",
+                self.transformed_length, self.plain_length
+            ));
+        }
+        if self.stored_length > self.transformed_length + Self::SEALING_BYTES {
+            return Err(format!(
+                "{} stored bytes of {} bytes",
+                self.stored_length, self.transformed_length
+            ));
+        }
+        Ok(())
+    }
+
+    /// The 88 bytes drawn in `docs/format.md`.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.offset.to_le_bytes());
+        out.extend_from_slice(&self.stored_length.to_le_bytes());
+        out.extend_from_slice(&self.transformed_length.to_le_bytes());
+        out.extend_from_slice(&self.plain_length.to_le_bytes());
+        out.extend_from_slice(&self.page_size.to_le_bytes());
+        out.extend_from_slice(&[self.compression, self.transform, self.sealing, 0, 0, 0]);
+        out.extend_from_slice(&(self.pieces.len() as u32).to_le_bytes());
+        out.extend_from_slice(&self.plain_hash.0);
+        out.extend_from_slice(&self.stored_hash.0);
+        out.extend_from_slice(&[0; 8]);
+    }
+
+    /// An entry without its pieces, and how many there are. `bytes` are at least 88.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<(Self, u32)> {
+        let mut fields = Fields(bytes);
+        let entry = Self {
+            offset: fields.u64()?,
+            stored_length: fields.u32()?,
+            transformed_length: fields.u32()?,
+            plain_length: fields.u32()?,
+            page_size: fields.u16()?,
+            compression: fields.u8()?,
+            transform: fields.u8()?,
+            sealing: fields.u8()?,
+            plain_hash: Hash([0; 32]),
+            stored_hash: ShortHash([0; 16]),
+            pieces: Vec::new(),
+        };
+        fields.take::<3>()?;
+        let pieces = fields.u32()?;
+        let plain_hash = Hash(fields.take()?);
+        let stored_hash = ShortHash(fields.take()?);
+        Some((
+            Self {
+                plain_hash,
+                stored_hash,
+                ..entry
+            },
+            pieces,
+        ))
+    }
+}
+
+impl Piece {
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.file.to_le_bytes());
+        out.extend_from_slice(&self.length.to_le_bytes());
+        out.extend_from_slice(&self.offset.to_le_bytes());
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut fields = Fields(bytes);
+        Some(Self {
+            file: fields.u32()?,
+            length: fields.u32()?,
+            offset: fields.u64()?,
+        })
+    }
 }

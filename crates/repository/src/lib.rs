@@ -5,6 +5,7 @@
 pub mod backup_id;
 pub mod catalog;
 pub mod codec;
+mod fields;
 pub mod file_path;
 pub mod frame;
 pub mod hash;
@@ -13,6 +14,7 @@ pub mod manifest;
 pub mod pack;
 pub mod repository_error;
 pub mod summary;
+mod trailer;
 pub mod wal_object;
 pub mod error;
 pub mod process;

@@ -1,14 +1,18 @@
 //! The manifest of a backup: its files, where their bytes are, its WAL. Written and read as a stream of blocks in
 //! constant memory; one file is found by two range reads. The bytes are drawn in `docs/format.md`.
 
-use std::sync::Arc;
-
 use crate::backup_id::BackupId;
 use crate::file_path::FilePath;
 use crate::hash::Hash;
 use crate::pack::PackInfo;
-use crate::repository_error::RepositoryError;
-use crate::store::{Key, Store};
+
+mod footer;
+mod reader;
+mod record;
+mod writer;
+
+pub use reader::ManifestReader;
+pub use writer::ManifestWriter;
 
 /// A file, directory or symbolic link of the backed-up cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,7 +113,7 @@ pub struct Source {
 }
 
 /// What `backup.json` remembers of a finished manifest.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ManifestInfo {
     /// Bytes of the object.
     pub size: u64,
@@ -125,71 +129,3 @@ pub struct ManifestInfo {
     pub wal_objects: u64,
 }
 
-/// Writes a manifest, uploading while records arrive.
-pub struct ManifestWriter {}
-
-impl ManifestWriter {
-    /// Begins the manifest under `key`. Nothing is visible there before [`ManifestWriter::finish`].
-    pub fn create(store: &dyn Store, key: &Key) -> Result<Self, RepositoryError> {
-        let _ = (store, key);
-        todo!()
-    }
-
-    /// Names an earlier backup that runs point into; the number is for [`Run::source`].
-    pub fn add_source(&mut self, backup: BackupId, packs: Vec<PackInfo>) -> Result<u16, RepositoryError> {
-        let _ = (backup, packs);
-        todo!()
-    }
-
-    /// Adds a file, directory or link. Order: relation files, other files, `global/pg_control` last, each sorted by path.
-    pub fn add_file(&mut self, record: &FileRecord) -> Result<(), RepositoryError> {
-        let _ = record;
-        todo!()
-    }
-
-    /// Adds a WAL object; after the last file.
-    pub fn add_wal(&mut self, record: &WalRecord) -> Result<(), RepositoryError> {
-        let _ = record;
-        todo!()
-    }
-
-    /// Writes the footer with this backup's packs; the manifest is durable when this returns.
-    pub fn finish(self, packs: &[PackInfo]) -> Result<ManifestInfo, RepositoryError> {
-        let _ = packs;
-        todo!()
-    }
-}
-
-/// Reads a manifest.
-pub struct ManifestReader {}
-
-impl ManifestReader {
-    /// Reads and checks the footer. `size` and `hash` are what `backup.json` says.
-    pub fn open(store: Arc<dyn Store>, key: Key, size: u64, hash: Hash) -> Result<Self, RepositoryError> {
-        let _ = (store, key, size, hash);
-        todo!()
-    }
-
-    /// The backups whose packs the runs point into, indexed by [`Run::source`]; 0 is this backup.
-    #[must_use]
-    pub fn sources(&self) -> &[Source] {
-        todo!()
-    }
-
-    /// What is in it, as [`ManifestWriter::finish`] returned it.
-    #[must_use]
-    pub fn info(&self) -> &ManifestInfo {
-        todo!()
-    }
-
-    /// All entries in order, one block in memory at a time.
-    pub fn entries(&self) -> impl Iterator<Item = Result<Entry, RepositoryError>> + '_ {
-        std::iter::empty()
-    }
-
-    /// One file, with one range read.
-    pub fn find(&self, path: &FilePath) -> Result<Option<FileRecord>, RepositoryError> {
-        let _ = path;
-        todo!()
-    }
-}
