@@ -1,6 +1,6 @@
 """An S3 server on this machine, with TLS in front of it: s3s-fs keeps objects as files, nginx holds the certificate."""
 
-import os
+import ssl
 import subprocess
 import time
 import urllib.error
@@ -16,7 +16,7 @@ CERTIFICATE, PRIVATE_KEY = RUN / "certificate.pem", RUN / "key.pem"
 ENDPOINT = f"https://127.0.0.1:{TLS_PORT}"
 
 NGINX_CONFIGURATION = """
-worker_processes 1; daemon off; pid {run}/nginx.pid; error_log {logs}/nginx.log warn;
+worker_processes 1; daemon off; pid {run}/nginx.pid; error_log stderr warn;
 events {{ worker_connections 512; }}
 http {{
  access_log off; tcp_nodelay on; client_max_body_size 0; proxy_request_buffering off; proxy_buffering off;
@@ -41,10 +41,10 @@ class Bucket:
                  "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-config", "/etc/ssl/openssl.cnf",
                  "-keyout", PRIVATE_KEY, "-out", CERTIFICATE])
         (RUN / "nginx.conf").write_text(
-            NGINX_CONFIGURATION.format(run=RUN, logs=LOGS, plain=PLAIN_PORT, tls=TLS_PORT))
+            NGINX_CONFIGURATION.format(run=RUN, plain=PLAIN_PORT, tls=TLS_PORT))
         self.server = self.spawn([packages.S3S_FS, "--host", "127.0.0.1", "--port", PLAIN_PORT, "--access-key", ACCESS_KEY,
                                   "--secret-key", SECRET_KEY, ROOT], "s3s-fs.log")
-        self.front = self.spawn([packages.NGINX, "-p", RUN, "-c", RUN / "nginx.conf"], "nginx.log")
+        self.front = self.spawn([packages.NGINX, "-e", "stderr", "-p", RUN, "-c", RUN / "nginx.conf"], "nginx.log")
         deadline = time.monotonic() + 20
         while not self.answers():
             if time.monotonic() > deadline or self.server.poll() is not None or self.front.poll() is not None:
@@ -60,7 +60,6 @@ class Bucket:
 
     @staticmethod
     def answers():
-        import ssl
         try:
             urllib.request.urlopen(ENDPOINT, timeout=2, context=ssl._create_unverified_context())
         except urllib.error.HTTPError:
