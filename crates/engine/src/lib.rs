@@ -1,1 +1,11 @@
-//! engine
+//! What Leeward does: take backups, put them back, export them. It prints nothing; it tells an [`event::Observer`].
+
+pub mod backup;
+pub mod catalog;
+pub mod error;
+pub mod event;
+pub mod export;
+mod frames;
+mod lease_stub;
+mod repository;
+pub mod restore;

@@ -1,0 +1,174 @@
+//! Copiers: each takes a batch, reads it, checks its pages and makes a frame of it. Reading and compressing happen on the
+//! same thread while the bytes are in its caches; there are more copiers than cores so that one reads while others compress.
+
+use crossbeam_channel::{Receiver, Sender};
+use leeward_pgformat::page::{PageDamage, PageVerdict, check_page, page_lsn};
+use leeward_pgformat::{BlockNumber, PAGE_SIZE, RELATION_SEGMENT_BLOCKS};
+use leeward_repository::codec::{Compression, Compressor};
+use leeward_repository::frame::{FRAME_BYTES, encode_frame};
+
+use super::horizon::Horizon;
+use super::source::{Batch, Copied, CopiedPiece, PageRules, Piece};
+use crate::error::{Error, Result};
+
+/// How often a page that looks damaged is read again before it is believed. The server may be writing it at this moment;
+/// two equal readings in a row end the question.
+const REREADS: u32 = 10;
+
+/// What a copier needs to know.
+pub(super) struct Copier<'a> {
+    pub rules: PageRules,
+    pub horizon: &'a Horizon<'a>,
+    pub compression: Compression,
+}
+
+impl Copier<'_> {
+    /// Works until there are no more batches, or nobody wants the results.
+    pub(super) fn run(&self, batches: &Receiver<Batch>, results: &Sender<Result<Copied>>) {
+        let mut compressor = Compressor::new(self.compression);
+        let mut buffer = vec![0u8; FRAME_BYTES];
+        for batch in batches {
+            let copied = self.copy(batch, &mut buffer, &mut compressor);
+            let failed = copied.is_err();
+            if results.send(copied).is_err() || failed {
+                return;
+            }
+        }
+    }
+
+    fn copy(&self, batch: Batch, buffer: &mut [u8], compressor: &mut Compressor) -> Result<Copied> {
+        let mut filled = 0;
+        let mut pieces = Vec::with_capacity(batch.pieces.len());
+        let mut pages_checked = 0;
+        let mut whole_pages = true;
+        for piece in batch.pieces {
+            let room = &mut buffer[filled..filled + piece.length];
+            let (read, vanished) = read(&piece, room)?;
+            let damage = match &piece.source.segment {
+                Some(segment) if read > 0 => {
+                    let first = u64::from(segment.segment) * u64::from(RELATION_SEGMENT_BLOCKS);
+                    let pages = &mut room[..read - read % PAGE_SIZE];
+                    pages_checked += (pages.len() / PAGE_SIZE) as u64;
+                    whole_pages &= read % PAGE_SIZE == 0;
+                    self.check(&piece, pages, first)?
+                }
+                Some(_) => Vec::new(),
+                None => {
+                    whole_pages &= read == 0;
+                    Vec::new()
+                }
+            };
+            pieces.push(CopiedPiece {
+                source: piece.source,
+                offset: piece.offset,
+                frame_offset: filled as u32,
+                length: read as u32,
+                last: piece.last,
+                vanished,
+                damage,
+            });
+            filled += read;
+        }
+        let frame = if filled == 0 {
+            None
+        } else {
+            let page_size = if whole_pages { PAGE_SIZE as u16 } else { 0 };
+            let frame = encode_frame(compressor, &buffer[..filled], page_size)
+                .map_err(|e| Error::failed("could not compress a frame").because(e))?;
+            Some(frame)
+        };
+        Ok(Copied {
+            sequence: batch.sequence,
+            frame,
+            pieces,
+            pages_checked,
+        })
+    }
+
+    /// Checks each page, reading again what looks damaged, and returns what stayed damaged.
+    fn check(
+        &self,
+        piece: &Piece,
+        pages: &mut [u8],
+        segment_first: u64,
+    ) -> Result<Vec<(BlockNumber, PageDamage)>> {
+        let mut damage = Vec::new();
+        for (index, page) in pages.chunks_exact_mut(PAGE_SIZE).enumerate() {
+            let at = piece.offset + (index * PAGE_SIZE) as u64;
+            let block = BlockNumber((segment_first + at / PAGE_SIZE as u64) as u32);
+            if let Some(found) = self.judge(page, block) {
+                if let Some(found) = self.read_again(piece, page, at, block, found)? {
+                    damage.push((block, found));
+                }
+            }
+        }
+        Ok(damage)
+    }
+
+    fn judge(&self, page: &[u8], block: BlockNumber) -> Option<PageDamage> {
+        match check_page(page, block, self.rules.checksums, self.rules.start_lsn) {
+            PageVerdict::Damaged(damage) => Some(damage),
+            PageVerdict::NewerThanStart if !self.horizon.reaches(page_lsn(page)) => {
+                Some(PageDamage::LsnBeyondReplay)
+            }
+            _ => None,
+        }
+    }
+
+    fn read_again(
+        &self,
+        piece: &Piece,
+        page: &mut [u8],
+        at: u64,
+        block: BlockNumber,
+        first: PageDamage,
+    ) -> Result<Option<PageDamage>> {
+        let mut found = first;
+        let mut again = [0u8; PAGE_SIZE];
+        for _ in 0..REREADS {
+            std::thread::yield_now();
+            let read = match piece.source.file().map_err(Error::failed)? {
+                Some(file) => file
+                    .read_at(&mut again, at)
+                    .map_err(|e| unreadable(piece, e))?,
+                None => 0,
+            };
+            // Truncated meanwhile: the server has no use for this page any more, and replay says so too.
+            if read < PAGE_SIZE {
+                return Ok(None);
+            }
+            let same = again == *page;
+            page.copy_from_slice(&again);
+            match self.judge(page, block) {
+                None => return Ok(None),
+                Some(_) if same => return Ok(Some(found)),
+                Some(now) => found = now,
+            }
+        }
+        Ok(Some(found))
+    }
+}
+
+fn read(piece: &Piece, room: &mut [u8]) -> Result<(usize, bool)> {
+    if room.is_empty() {
+        return Ok((0, false));
+    }
+    match piece.source.file().map_err(Error::failed)? {
+        Some(file) => Ok((
+            file.read_at(room, piece.offset)
+                .map_err(|e| unreadable(piece, e))?,
+            false,
+        )),
+        None => Ok((0, true)),
+    }
+}
+
+fn unreadable(piece: &Piece, source: std::io::Error) -> Error {
+    Error::failed(format!(
+        "could not read \"{}\" at byte {}",
+        piece.source.absolute.display(),
+        piece.offset
+    ))
+    .because(source)
+    .hint("The disk may be failing: look into the kernel's log.")
+}

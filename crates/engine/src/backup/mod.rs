@@ -1,0 +1,594 @@
+//! Taking a backup of a running server, in the order of design rule 4.
+//!
+//! One thread holds the session and watches the server; a planner cuts the data directory into batches; copiers read,
+//! check and compress; a collector puts frames into packs and files into the manifest; a finisher makes packs durable.
+//! Everything between them is bounded, and the first failure ends all of them.
+
+mod collect;
+mod copy;
+mod horizon;
+mod plan;
+mod source;
+mod summary;
+mod wal;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::lease_stub::Lease;
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+use leeward_pgformat::control_file::{ControlFile, DbState};
+use leeward_pgformat::{BackupLabel, TimelineId};
+use leeward_postgres::backup_session::{BackupFrom, BackupSession, BackupStop, Position};
+use leeward_postgres::configuration_files::{OutsideFiles, outside_files};
+use leeward_postgres::connection::Connection;
+use leeward_postgres::data_directory::{DataDirectory, EntryKind, Pass};
+use leeward_postgres::server_facts::{Role, ServerFacts};
+use leeward_postgres::target::{ConnectTarget, PostmasterPid};
+use leeward_repository::backup_id::BackupId;
+use leeward_repository::catalog::Cluster;
+use leeward_repository::codec::Compression;
+use leeward_repository::file_path::FilePath;
+use leeward_repository::layout;
+use leeward_repository::manifest::{Content, FileKind, FileRecord, ManifestWriter};
+use leeward_repository::store::Store;
+use leeward_repository::summary::BackupSummary;
+
+pub use collect::DamagedFile;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::{Event, Observer, Phase};
+use crate::repository;
+use collect::{Collected, Collector, Packs, finish_packs};
+use copy::Copier;
+use horizon::{Horizon, Question};
+use plan::{Permits, Planner};
+use source::PageRules;
+
+/// How often the server is asked where it is, and whether it is still what it was.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Copiers at most, whatever the number of cores: each holds some 4 MiB.
+const MAX_COPIERS: usize = 24;
+
+/// What a backup is to be.
+#[derive(Clone, Debug)]
+pub struct BackupOptions {
+    /// The data directory of the running server.
+    pub pgdata: PathBuf,
+    /// libpq's connection string or URI, where the environment and `postmaster.pid` are not enough.
+    pub conninfo: Option<String>,
+    /// The cluster's name in the repository.
+    pub cluster: String,
+    /// Which role the server must have.
+    pub from: BackupFrom,
+    /// How frames are compressed.
+    pub compression: Compression,
+    /// Copiers; by default twice the cores.
+    pub threads: Option<usize>,
+}
+
+/// A finished backup.
+#[derive(Debug)]
+pub struct BackupOutcome {
+    /// What was committed.
+    pub summary: BackupSummary,
+    /// Damaged pages, by file.
+    pub damaged: Vec<DamagedFile>,
+    /// Where the server was when the backup began.
+    pub before: Position,
+    /// Where it was when the pages were copied.
+    pub after: Position,
+}
+
+/// Backs up the server that runs on `options.pgdata` into `store`.
+///
+/// # Errors
+/// [`Error`] with its kind; nothing is listed in the repository then.
+pub fn backup(
+    store: &Arc<dyn Store>,
+    options: &BackupOptions,
+    observe: Observer<'_>,
+) -> Result<BackupOutcome> {
+    let started = Instant::now();
+    observe(Event::Phase(Phase::Preparing));
+    let directory = DataDirectory::open(&options.pgdata).map_err(|e| {
+        Error::new(ErrorKind::Usage, "could not use this data directory")
+            .because(e)
+            .hint("Name the directory of the running server with --pgdata or PGDATA.")
+    })?;
+    let (control, _) = directory
+        .control_file()
+        .map_err(|e| Error::failed("could not read the control file").because(e))?;
+    let mut connection = connect(options, &directory)?;
+    let facts = ServerFacts::read(&mut connection).map_err(Error::from)?;
+    check_same_server(&facts, &control, &directory)?;
+    facts.check_supported().map_err(Error::from)?;
+    options.from.check_server(&facts)?;
+    facts.check_privileges().map_err(Error::from)?;
+
+    let cluster = repository::open_or_create(
+        store,
+        &options.cluster,
+        control.system_identifier,
+        control.checkpoint_timeline,
+    )?;
+    let mut lease = repository::take_lease(store, &options.cluster, "backup")?;
+    repository::remove_unfinished(&cluster, observe)?;
+
+    observe(Event::Phase(Phase::Starting));
+    let id = BackupId::new(jiff_now());
+    let session = BackupSession::start(connection, &format!("leeward {id}"), options.from)
+        .map_err(Error::from)?;
+    let run = Run {
+        store,
+        options,
+        directory: &directory,
+        cluster: &cluster,
+        id: &id,
+        observe,
+    };
+    let outcome = run.take(session, &facts, &mut lease, started);
+    if outcome.is_err() {
+        // Best effort: the next run removes what stays.
+        let _ = cluster.remove(&id);
+    }
+    let released = lease.release();
+    let outcome = outcome?;
+    if let Err(e) = released {
+        observe(Event::Notice(format!(
+            "The backup is complete, but its lease could not be given back: {e}."
+        )));
+    }
+    Ok(outcome)
+}
+
+fn jiff_now() -> jiff::Timestamp {
+    jiff::Timestamp::now()
+}
+
+fn connect(options: &BackupOptions, directory: &DataDirectory) -> Result<Connection> {
+    let target = ConnectTarget {
+        conninfo: options.conninfo.clone(),
+        pgdata: Some(directory.path().to_owned()),
+        ..ConnectTarget::default()
+    };
+    Ok(Connection::connect(&target)?)
+}
+
+/// A primary and its standby on one host have the same system identifier, so the directory itself is compared as well.
+fn check_same_server(
+    facts: &ServerFacts,
+    control: &ControlFile,
+    directory: &DataDirectory,
+) -> Result<()> {
+    let wrong = |why: String| {
+        Error::new(
+            ErrorKind::Usage,
+            format!(
+                "the server that answers is not the one running on \"{}\"",
+                directory.path().display()
+            ),
+        )
+        .because(why)
+        .hint("Set --pgdata and --conninfo (or PGHOST and PGPORT) to the same server.")
+    };
+    if facts.system_identifier != control.system_identifier {
+        return Err(wrong(format!(
+            "its system identifier is {}, the directory's is {}",
+            facts.system_identifier, control.system_identifier
+        )));
+    }
+    if let Some(served) = &facts.data_directory {
+        let served = std::fs::canonicalize(served).unwrap_or_else(|_| served.clone());
+        if served != directory.path() {
+            return Err(wrong(format!("it runs on \"{}\"", served.display())));
+        }
+    }
+    match PostmasterPid::read(directory.path())? {
+        Some(pid) if pid.is_alive() => Ok(()),
+        _ => Err(wrong("no server is running on the directory".to_owned())),
+    }
+}
+
+/// One backup under way.
+struct Run<'a> {
+    store: &'a Arc<dyn Store>,
+    options: &'a BackupOptions,
+    directory: &'a DataDirectory,
+    cluster: &'a Cluster,
+    id: &'a BackupId,
+    observe: Observer<'a>,
+}
+
+/// What the copying left behind for the rest of the backup.
+struct Pages {
+    collected: Collected,
+    after: Position,
+}
+
+impl Run<'_> {
+    fn take(
+        &self,
+        mut session: BackupSession,
+        facts: &ServerFacts,
+        lease: &mut Lease,
+        started: Instant,
+    ) -> Result<BackupOutcome> {
+        let before = session.position()?;
+        let (start_lsn, role) = (session.started().start_lsn, session.started().role);
+        let outside = self.outside(facts);
+        let mut manifest = ManifestWriter::create(
+            self.store.as_ref(),
+            &layout::manifest(&self.options.cluster, self.id)?,
+        )
+        .map_err(|e| Error::failed("could not begin the manifest").because(e))?;
+
+        (self.observe)(Event::Phase(Phase::Copying));
+        let rules = PageRules {
+            checksums: facts.data_checksums,
+            start_lsn,
+        };
+        let Pages {
+            mut collected,
+            after,
+        } = self.copy(&mut session, rules, role, &outside, &mut manifest)?;
+
+        self.add_control_file(role, &mut manifest, &mut collected)?;
+        let stop = session.stop()?;
+        let label = BackupLabel::parse(&stop.backup_label).map_err(|e| {
+            Error::failed("could not make sense of the backup label that the server returned")
+                .because(e)
+        })?;
+        self.add_label(&stop, &mut manifest, &mut collected)?;
+
+        (self.observe)(Event::Phase(Phase::StoringWal));
+        let stop_timeline = self.stop_timeline(role)?;
+        let stretch = wal::Stretch {
+            system_identifier: facts.system_identifier,
+            segment_size: facts.wal_segment_size,
+            start: start_lsn,
+            stop: stop.stop_lsn,
+            timeline: stop_timeline,
+        };
+        let level = match self.options.compression {
+            Compression::Zstd { level } => level,
+            Compression::Lz4 | Compression::None => 1,
+        };
+        let to = wal::Destination {
+            store: self.store.as_ref(),
+            cluster: &self.options.cluster,
+            backup: self.id,
+            level,
+        };
+        let records = wal::store_wal(
+            &self.directory.path().join("pg_wal"),
+            stretch,
+            &to,
+            self.observe,
+        )?;
+        session.finish()?;
+
+        (self.observe)(Event::Phase(Phase::Committing));
+        for record in &records {
+            manifest
+                .add_wal(record)
+                .map_err(|e| Error::failed("could not write the manifest").because(e))?;
+        }
+        let manifest = manifest
+            .finish(&collected.packs)
+            .map_err(|e| Error::failed("could not store the manifest").because(e))?;
+        let damaged = std::mem::take(&mut collected.damaged);
+        let summary = summary::summary(&summary::Parts {
+            run: self,
+            facts,
+            role,
+            start_lsn,
+            label: &label,
+            stop_lsn: stop.stop_lsn,
+            stop_timeline,
+            wal: &records,
+            collected: &collected,
+            damaged: &damaged,
+            manifest: &manifest,
+            outside: &outside,
+            before: &before,
+            after: &after,
+            elapsed: started.elapsed(),
+        })?;
+        lease.still_held().map_err(|e| {
+            Error::new(
+                ErrorKind::Held,
+                "the lease on this cluster was lost before the backup could be committed",
+            )
+            .because(e)
+        })?;
+        self.cluster
+            .commit(&summary)
+            .map_err(|e| Error::failed("could not commit the backup").because(e))?;
+        Ok(BackupOutcome {
+            summary,
+            damaged,
+            before,
+            after,
+        })
+    }
+
+    fn outside(&self, facts: &ServerFacts) -> OutsideFiles {
+        let named: Vec<PathBuf> = [&facts.config_file, &facts.hba_file, &facts.ident_file]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect();
+        if named.is_empty() {
+            (self.observe)(Event::Notice(
+                "The server does not tell this role where its configuration lies, so configuration outside the data directory is not backed up; \
+                 grant pg_read_all_settings to change that."
+                    .to_owned(),
+            ));
+        }
+        let outside = outside_files(self.directory.path(), &named);
+        for (path, reason) in &outside.unreadable {
+            (self.observe)(Event::Notice(format!(
+                "\"{}\" could not be read and is not part of the backup: {reason}.",
+                path.display()
+            )));
+        }
+        outside
+    }
+
+    /// Copies pages, then everything else, watching the server meanwhile.
+    fn copy(
+        &self,
+        session: &mut BackupSession,
+        rules: PageRules,
+        role: Role,
+        outside: &OutsideFiles,
+        manifest: &mut ManifestWriter,
+    ) -> Result<Pages> {
+        let owner = self.owner()?;
+        let copiers = self
+            .options
+            .threads
+            .unwrap_or_else(default_copiers)
+            .clamp(1, MAX_COPIERS);
+        let (questions, asked) = bounded(copiers);
+        let horizon = match role {
+            Role::Standby => Horizon::of_standby(self.directory),
+            Role::Primary => Horizon::of_primary(questions),
+        };
+        let stopped = AtomicBool::new(false);
+        let is_stopped = || stopped.load(Ordering::Relaxed);
+        let (batches, work) = bounded(copiers);
+        let (results, done) = bounded(copiers);
+        let (full, finishing) = bounded(1);
+        let (permits, give_back) = Permits::new(copiers * 2);
+        let (finished, ended) = bounded::<()>(0);
+
+        let copier = Copier {
+            rules,
+            horizon: &horizon,
+            compression: self.options.compression,
+        };
+        std::thread::scope(|scope| {
+            let planner = Planner::new(
+                self.directory,
+                &outside.files,
+                owner,
+                batches,
+                permits,
+                &is_stopped,
+            );
+            let planner = scope.spawn(move || planner.run());
+            scope.spawn(|| self.estimate(&is_stopped));
+            for _ in 0..copiers {
+                let (copier, work, results) = (&copier, work.clone(), results.clone());
+                scope.spawn(move || copier.run(&work, &results));
+            }
+            drop((work, results));
+            let finisher = scope.spawn(move || finish_packs(&finishing));
+            let packs = Packs {
+                store: self.store.as_ref(),
+                cluster: &self.options.cluster,
+                backup: self.id,
+            };
+            let collector = Collector {
+                packs,
+                manifest,
+                observe: self.observe,
+                full,
+                permits: give_back,
+            };
+            let collector = scope.spawn(move || {
+                let collected = collector.run(&done);
+                // Dropping these ends the copiers, and with them the planner, if they have not ended.
+                drop(done);
+                drop(finished);
+                collected
+            });
+
+            let watched = watch(session, asked, &ended);
+            stopped.store(true, Ordering::Relaxed);
+            let planned = joined(planner.join());
+            let collected = joined(collector.join());
+            let packs = joined(finisher.join());
+            // The server's own story explains the others' failures, a lost pack the collector's.
+            let after = watched?;
+            let packs = packs?;
+            let mut collected = collected?;
+            planned?;
+            collected.packs = packs;
+            Ok(Pages { collected, after })
+        })
+    }
+
+    /// Adds up what there is to copy, beside the copying: for the progress bar only.
+    fn estimate(&self, stopped: &(dyn Fn() -> bool + Sync)) {
+        let mut total = 0;
+        for pass in [Pass::Relations, Pass::EverythingElse] {
+            let walked = self.directory.walk(pass, &mut |entry| {
+                if let EntryKind::File { size_bytes } = entry.kind {
+                    total += size_bytes;
+                }
+                !stopped()
+            });
+            if walked.is_err() || stopped() {
+                return;
+            }
+        }
+        (self.observe)(Event::Total(total));
+    }
+
+    fn owner(&self) -> Result<(u32, u32)> {
+        use std::os::unix::fs::MetadataExt;
+        let metadata = self
+            .directory
+            .metadata()
+            .map_err(|e| Error::failed("could not read the data directory").because(e))?;
+        Ok((metadata.uid(), metadata.gid()))
+    }
+
+    /// `global/pg_control`, read last: its minimum recovery point then covers every page that was copied.
+    fn add_control_file(
+        &self,
+        role: Role,
+        manifest: &mut ManifestWriter,
+        collected: &mut Collected,
+    ) -> Result<()> {
+        let (control, bytes) = self
+            .directory
+            .control_file()
+            .map_err(|e| Error::failed("could not read the control file").because(e))?;
+        let expected = match role {
+            Role::Standby => DbState::InArchiveRecovery,
+            Role::Primary => DbState::InProduction,
+        };
+        if control.state != expected {
+            return Err(Error::failed(format!(
+                "the server's state changed during the backup: its control file says \"{}\" instead of \"{expected}\"",
+                control.state
+            ))
+            .hint("It was promoted, stopped or restarted; back up again."));
+        }
+        self.add_inline(b"global/pg_control", bytes, 0o600, manifest, collected)
+    }
+
+    fn add_label(
+        &self,
+        stop: &BackupStop,
+        manifest: &mut ManifestWriter,
+        collected: &mut Collected,
+    ) -> Result<()> {
+        self.add_inline(
+            b"backup_label",
+            stop.backup_label.clone().into_bytes(),
+            0o600,
+            manifest,
+            collected,
+        )?;
+        match &stop.tablespace_map {
+            Some(map) if !map.is_empty() => self.add_inline(
+                b"tablespace_map",
+                map.clone().into_bytes(),
+                0o600,
+                manifest,
+                collected,
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    fn add_inline(
+        &self,
+        path: &[u8],
+        bytes: Vec<u8>,
+        mode: u32,
+        manifest: &mut ManifestWriter,
+        collected: &mut Collected,
+    ) -> Result<()> {
+        collected.files += 1;
+        collected.size_bytes += bytes.len() as u64;
+        let record = FileRecord {
+            path: FilePath::in_data_directory(path),
+            kind: FileKind::File {
+                size: bytes.len() as u64,
+                content: Content::Inline(bytes),
+            },
+            mode,
+            owner: None,
+            mtime: jiff_now().as_second(),
+            damaged: Vec::new(),
+        };
+        manifest
+            .add_file(&record)
+            .map_err(|e| Error::failed("could not write the manifest").because(e))
+    }
+
+    /// The timeline of the stop LSN. A standby that followed its primary to a new timeline says so in its control file.
+    fn stop_timeline(&self, role: Role) -> Result<TimelineId> {
+        let (control, _) = self
+            .directory
+            .control_file()
+            .map_err(|e| Error::failed("could not read the control file").because(e))?;
+        Ok(match role {
+            Role::Standby => control.min_recovery_point_timeline,
+            Role::Primary => control.checkpoint_timeline,
+        })
+    }
+}
+
+/// Asks the server every second where it is, and answers the copiers' questions, until the collector has ended. Takes
+/// the questions along when it ends, so that nobody waits for an answer that will not come.
+fn watch(
+    session: &mut BackupSession,
+    asked: Receiver<Question>,
+    ended: &Receiver<()>,
+) -> Result<Position> {
+    loop {
+        let tick = crossbeam_channel::select! {
+            recv(ended) -> _ => None,
+            recv(asked) -> question => question.ok(),
+            default(WATCH_INTERVAL) => None,
+        };
+        let position = session.position()?;
+        if let Some(question) = tick {
+            // Whoever asked may have given up.
+            let _ = question.send(position.replay_lsn);
+        }
+        if matches!(
+            ended.recv_timeout(Duration::ZERO),
+            Err(RecvTimeoutError::Disconnected)
+        ) {
+            return Ok(position);
+        }
+    }
+}
+
+fn joined<T>(result: std::thread::Result<Result<T>>) -> Result<T> {
+    result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn default_copiers() -> usize {
+    std::thread::available_parallelism().map_or(2, std::num::NonZero::get) * 2
+}
+
+impl From<leeward_postgres::error::Error> for Error {
+    fn from(error: leeward_postgres::error::Error) -> Self {
+        use leeward_postgres::error::Error as Postgres;
+        let kind = match &error {
+            Postgres::Declined { .. } => ErrorKind::Declined,
+            Postgres::InvalidConninfo { .. }
+            | Postgres::UnsupportedVersion { .. }
+            | Postgres::UnsupportedBlockSize { .. } => ErrorKind::Usage,
+            _ => ErrorKind::Failed,
+        };
+        let hint = error.hint();
+        let mut ours = Error::new(kind, error.to_string());
+        if let Some(hint) = hint {
+            ours = ours.hint(hint);
+        }
+        ours
+    }
+}

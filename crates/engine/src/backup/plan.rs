@@ -1,0 +1,236 @@
+//! The planner walks the data directory and cuts it into batches, in the order of design rule 4: relation segments, then
+//! everything else. `global/pg_control` is not its business: it is read when all of this is stored.
+
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crossbeam_channel::{Receiver, Sender};
+use leeward_pgformat::classify::FileClass;
+use leeward_postgres::data_directory::{DataDirectory, Entry, EntryKind, Pass};
+use leeward_repository::file_path::{FilePath, Root};
+use leeward_repository::frame::FRAME_BYTES;
+use leeward_repository::manifest::{Content, FileKind, FileRecord};
+
+use super::source::{Batch, Piece, Source};
+use crate::error::{Error, Result};
+
+/// As many pieces as one batch takes, so that a hundred thousand empty files do not become one message.
+const MAX_PIECES: usize = 1024;
+
+/// The right to have one more batch under way. All of them together bound the memory of a backup.
+pub(super) struct Permits {
+    free: Receiver<()>,
+    in_hand: usize,
+    count: usize,
+}
+
+impl Permits {
+    /// `count` permits, and where the collector returns those that were used.
+    pub(super) fn new(count: usize) -> (Self, Sender<()>) {
+        let (back, free) = crossbeam_channel::bounded(count);
+        (
+            Self {
+                free,
+                in_hand: count,
+                count,
+            },
+            back,
+        )
+    }
+
+    /// Waits for a permit; `None` when the collector has ended.
+    fn take(&mut self) -> Option<()> {
+        if self.in_hand == 0 {
+            self.free.recv().ok()?;
+        } else {
+            self.in_hand -= 1;
+        }
+        Some(())
+    }
+
+    /// Waits until every batch that was sent has been stored.
+    fn drain(&mut self) -> Option<()> {
+        while self.in_hand < self.count {
+            self.free.recv().ok()?;
+            self.in_hand += 1;
+        }
+        Some(())
+    }
+}
+
+/// Cuts a data directory into batches.
+pub(super) struct Planner<'a> {
+    pub directory: &'a DataDirectory,
+    /// Files outside the data directory, by absolute path.
+    pub outside: &'a [PathBuf],
+    /// The owner of the data directory; records name an owner only where it differs.
+    pub owner: (u32, u32),
+    pub batches: Sender<Batch>,
+    pub permits: Permits,
+    pub stopped: &'a (dyn Fn() -> bool + Sync),
+    pending: Vec<Piece>,
+    pending_bytes: usize,
+    sequence: u64,
+}
+
+impl<'a> Planner<'a> {
+    pub(super) fn new(
+        directory: &'a DataDirectory,
+        outside: &'a [PathBuf],
+        owner: (u32, u32),
+        batches: Sender<Batch>,
+        permits: Permits,
+        stopped: &'a (dyn Fn() -> bool + Sync),
+    ) -> Self {
+        Self {
+            directory,
+            outside,
+            owner,
+            batches,
+            permits,
+            stopped,
+            pending: Vec::new(),
+            pending_bytes: 0,
+            sequence: 0,
+        }
+    }
+
+    /// Sends every batch. Ends early, without an error of its own, when the others have stopped.
+    pub(super) fn run(mut self) -> Result<()> {
+        for pass in [Pass::Relations, Pass::EverythingElse] {
+            let mut cut_off = false;
+            let directory = self.directory;
+            directory
+                .walk(pass, &mut |entry| {
+                    cut_off = (self.stopped)() || self.entry(entry).is_none();
+                    !cut_off
+                })
+                .map_err(|e| Error::failed("could not read the data directory").because(e))?;
+            if pass == Pass::EverythingElse && !cut_off {
+                cut_off = self.configuration()?.is_none();
+            }
+            if cut_off || self.flush().and_then(|()| self.permits.drain()).is_none() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn configuration(&mut self) -> Result<Option<()>> {
+        for path in self.outside {
+            let Ok(metadata) = std::fs::metadata(path) else {
+                continue;
+            };
+            let record = FileRecord {
+                path: FilePath {
+                    root: Root::Configuration,
+                    ..FilePath::configuration(path.as_os_str().as_bytes())
+                },
+                kind: FileKind::File {
+                    size: metadata.len(),
+                    content: Content::Runs(Vec::new()),
+                },
+                mode: metadata.mode() & 0o7777,
+                owner: self.other_owner((metadata.uid(), metadata.gid())),
+                mtime: metadata.mtime(),
+                damaged: Vec::new(),
+            };
+            if self
+                .add(Source::new(record, path.clone(), None), metadata.len())
+                .is_none()
+            {
+                return Ok(None);
+            }
+        }
+        Ok(Some(()))
+    }
+
+    fn other_owner(&self, owner: (u32, u32)) -> Option<(u32, u32)> {
+        (owner != self.owner).then_some(owner)
+    }
+
+    fn entry(&mut self, entry: Entry) -> Option<()> {
+        let (kind, size) = match entry.kind {
+            EntryKind::File { size_bytes } => (
+                FileKind::File {
+                    size: size_bytes,
+                    content: Content::Runs(Vec::new()),
+                },
+                size_bytes,
+            ),
+            EntryKind::Directory => (FileKind::Directory, 0),
+            EntryKind::Symlink { target } => (
+                FileKind::Symlink {
+                    target: target.into_os_string().into_encoded_bytes(),
+                },
+                0,
+            ),
+        };
+        let segment = match entry.class {
+            FileClass::Relation(segment) => Some(segment),
+            _ => None,
+        };
+        let record = FileRecord {
+            path: FilePath::in_data_directory(entry.path.as_os_str().as_bytes()),
+            kind,
+            mode: entry.mode,
+            owner: self.other_owner(entry.owner),
+            mtime: entry.modified_s,
+            damaged: Vec::new(),
+        };
+        self.add(
+            Source::new(record, self.directory.path().join(&entry.path), segment),
+            size,
+        )
+    }
+
+    /// Cuts one source into pieces. A file larger than a frame starts at a frame of its own and fills whole frames; small
+    /// files share one.
+    fn add(&mut self, source: Source, size: u64) -> Option<()> {
+        let source = Arc::new(source);
+        let small = size <= FRAME_BYTES as u64;
+        if !small
+            || self.pending_bytes + size as usize > FRAME_BYTES
+            || self.pending.len() == MAX_PIECES
+        {
+            self.flush()?;
+        }
+        let mut offset = 0;
+        loop {
+            let length = (size - offset).min(FRAME_BYTES as u64) as usize;
+            let end = offset + length as u64;
+            self.pending.push(Piece {
+                source: Arc::clone(&source),
+                offset,
+                length,
+                last: end == size,
+            });
+            self.pending_bytes += length;
+            if self.pending_bytes == FRAME_BYTES {
+                self.flush()?;
+            }
+            offset = end;
+            if offset == size {
+                return Some(());
+            }
+        }
+    }
+
+    /// Sends what has gathered; `None` when nobody listens any more.
+    fn flush(&mut self) -> Option<()> {
+        if self.pending.is_empty() {
+            return Some(());
+        }
+        if (self.stopped)() {
+            return None;
+        }
+        self.permits.take()?;
+        let pieces = std::mem::take(&mut self.pending);
+        self.pending_bytes = 0;
+        let sequence = self.sequence;
+        self.sequence += 1;
+        self.batches.send(Batch { sequence, pieces }).ok()
+    }
+}

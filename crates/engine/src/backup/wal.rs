@@ -1,0 +1,253 @@
+//! Stores the WAL that makes a backup consistent: from the start LSN to the stop LSN, out of the server's own `pg_wal`.
+//! The last segment is cut at the stop LSN; what lies behind it, perhaps of a recycled segment, is stored as zeros.
+
+use std::fs::File;
+use std::io::{self, Read, Seek};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use leeward_pgformat::timeline::TimelineHistory;
+use leeward_pgformat::wal_segment::{
+    WAL_LONG_HEADER_SIZE, WalLongHeader, WalSegmentName, WalSegmentSize, history_file_name,
+};
+use leeward_pgformat::{Lsn, SystemIdentifier, TimelineId};
+use leeward_repository::backup_id::BackupId;
+use leeward_repository::layout;
+use leeward_repository::manifest::WalRecord;
+use leeward_repository::store::Store;
+use leeward_repository::wal_object::{WalFacts, write_wal_object};
+
+use crate::error::{Error, Result};
+use crate::event::{Event, Observer};
+
+/// As many WAL segments are compressed and stored at once.
+const PARALLEL: usize = 4;
+
+/// The stretch of WAL that a backup needs, and whose it is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stretch {
+    pub system_identifier: SystemIdentifier,
+    pub segment_size: WalSegmentSize,
+    pub start: Lsn,
+    pub stop: Lsn,
+    /// The timeline that the stop LSN lies on.
+    pub timeline: TimelineId,
+}
+
+/// Where the WAL goes.
+pub(super) struct Destination<'a> {
+    pub store: &'a dyn Store,
+    pub cluster: &'a str,
+    pub backup: &'a BackupId,
+    /// zstd level.
+    pub level: i32,
+}
+
+/// One file of `pg_wal` to be stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct WalFile {
+    name: String,
+    path: PathBuf,
+    timeline: TimelineId,
+    /// For a segment: its position, and how many of its bytes are ours.
+    segment: Option<(WalSegmentName, u64)>,
+}
+
+/// Stores everything of `stretch` from `pg_wal`; returns the records in the order of their names.
+pub(super) fn store_wal(
+    pg_wal: &Path,
+    stretch: Stretch,
+    to: &Destination<'_>,
+    observe: Observer<'_>,
+) -> Result<Vec<WalRecord>> {
+    let files = files(pg_wal, stretch)?;
+    let total =
+        files.iter().filter(|f| f.segment.is_some()).count() as u64 * stretch.segment_size.bytes();
+    observe(Event::Total(total));
+    let next = AtomicUsize::new(0);
+    let records = Mutex::new(Vec::with_capacity(files.len()));
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..PARALLEL.min(files.len()))
+            .map(|_| {
+                scope.spawn(|| {
+                    while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        match store_one(file, stretch, to) {
+                            Ok(record) => {
+                                observe(Event::Advanced(record.plain_length));
+                                records
+                                    .lock()
+                                    .unwrap_or_else(std::sync::PoisonError::into_inner)
+                                    .push(record);
+                            }
+                            Err(e) => {
+                                next.store(files.len(), Ordering::Relaxed);
+                                return Err(e);
+                            }
+                        }
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        workers
+            .into_iter()
+            .try_for_each(|worker| match worker.join() {
+                Ok(result) => result,
+                Err(panic) => std::panic::resume_unwind(panic),
+            })
+    })?;
+    let mut records = records
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    records.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(records)
+}
+
+/// Finds the segments and history files. A segment in which a timeline was left may be there once for each timeline;
+/// the newest holds the old one's beginning, and the older is taken along where it exists.
+fn files(pg_wal: &Path, stretch: Stretch) -> Result<Vec<WalFile>> {
+    let (mut files, history) = histories(pg_wal, stretch.timeline)?;
+    let size = stretch.segment_size;
+    let first = size.segment_number(stretch.start);
+    let last = size.segment_number_before(stretch.stop).max(first);
+    for number in first..=last {
+        let at = |timeline| WalSegmentName { timeline, number };
+        let begin = at(stretch.timeline).start_lsn(size);
+        let end = at(stretch.timeline)
+            .end_lsn(size)
+            .min(stretch.stop.max(begin + 1));
+        let needed = history.timeline_of(Lsn(end.0 - 1));
+        for range in history.ranges() {
+            let touches = range.begin < end && range.end.is_none_or(|left| left > begin);
+            if !touches && range.timeline != needed {
+                continue;
+            }
+            let segment = at(range.timeline);
+            let name = segment.name(size);
+            let path = pg_wal.join(&name);
+            if path.is_file() {
+                let length = if number == last {
+                    end.0 - begin.0
+                } else {
+                    size.bytes()
+                };
+                files.push(WalFile {
+                    name,
+                    path,
+                    timeline: range.timeline,
+                    segment: Some((segment, length)),
+                });
+            } else if range.timeline == needed {
+                return Err(Error::failed(format!("WAL segment \"{name}\" is not in \"{}\" any more", pg_wal.display()))
+                    .hint("Something other than the server removed it, or max_slot_wal_keep_size is too small for the time a backup takes."));
+            }
+        }
+    }
+    Ok(files)
+}
+
+fn histories(pg_wal: &Path, timeline: TimelineId) -> Result<(Vec<WalFile>, TimelineHistory)> {
+    let mut files = Vec::new();
+    let mut history = TimelineHistory {
+        target: timeline,
+        entries: Vec::new(),
+    };
+    if timeline.0 > 1 {
+        let path = pg_wal.join(history_file_name(timeline));
+        match std::fs::read(&path) {
+            Ok(text) => {
+                history = TimelineHistory::parse(&text, timeline).map_err(|e| {
+                    Error::failed(format!("could not make sense of \"{}\"", path.display()))
+                        .because(e)
+                })?;
+            }
+            // Without ancestors' WAL in the stretch nothing is missing; else the segment search says what is.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => {
+                return Err(
+                    Error::failed(format!("could not read \"{}\"", path.display())).because(e),
+                );
+            }
+        }
+    }
+    let ancestors = history.entries.iter().map(|entry| entry.timeline);
+    for timeline in ancestors
+        .chain([timeline])
+        .filter(|timeline| timeline.0 > 1)
+    {
+        let name = history_file_name(timeline);
+        let path = pg_wal.join(&name);
+        if path.is_file() {
+            files.push(WalFile {
+                name,
+                path,
+                timeline,
+                segment: None,
+            });
+        }
+    }
+    Ok((files, history))
+}
+
+fn store_one(file: &WalFile, stretch: Stretch, to: &Destination<'_>) -> Result<WalRecord> {
+    let unreadable = |e: io::Error| {
+        Error::failed(format!("could not read \"{}\"", file.path.display())).because(e)
+    };
+    let mut source = File::open(&file.path).map_err(unreadable)?;
+    let mut plain: Box<dyn Read> = match file.segment {
+        None => Box::new(source),
+        Some((segment, length)) => {
+            check_header(&mut source, file, segment, stretch)?;
+            let rest = stretch.segment_size.bytes() - length;
+            Box::new(source.take(length).chain(io::repeat(0).take(rest)))
+        }
+    };
+    let facts = WalFacts {
+        system_identifier: stretch.system_identifier,
+        timeline: file.timeline,
+    };
+    let key = layout::backup_wal(to.cluster, to.backup, &file.name)?;
+    let stored = write_wal_object(to.store, &key, facts, &mut plain, to.level).map_err(|e| {
+        Error::failed(format!("could not store WAL file \"{}\"", file.name)).because(e)
+    })?;
+    if file.segment.is_some() && stored.plain_length != stretch.segment_size.bytes() {
+        return Err(Error::failed(format!(
+            "WAL segment \"{}\" has {} bytes instead of {}",
+            file.name,
+            stored.plain_length,
+            stretch.segment_size.bytes()
+        )));
+    }
+    Ok(WalRecord {
+        name: file.name.clone(),
+        plain_length: stored.plain_length,
+        stored_length: stored.stored_length,
+        plain_hash: stored.plain_hash,
+        stored_hash: stored.stored_hash,
+    })
+}
+
+fn check_header(
+    source: &mut File,
+    file: &WalFile,
+    segment: WalSegmentName,
+    stretch: Stretch,
+) -> Result<()> {
+    let foreign = |e: Box<dyn std::error::Error + Send + Sync>| {
+        Error::failed(format!(
+            "WAL segment \"{}\" does not hold what its name says",
+            file.path.display()
+        ))
+        .because(e)
+        .hint("It may have been recycled while it was still needed; back up again.")
+    };
+    let mut header = [0u8; WAL_LONG_HEADER_SIZE];
+    source
+        .read_exact(&mut header)
+        .map_err(|e| foreign(Box::new(e)))?;
+    WalLongHeader::parse(&header)
+        .and_then(|header| header.check(segment, stretch.system_identifier))
+        .map_err(|e| foreign(Box::new(e)))?;
+    source.rewind().map_err(|e| foreign(Box::new(e)))
+}

@@ -1,0 +1,104 @@
+//! The repository as a command meets it: opened or created, held by a lease, rid of what an earlier run left unfinished.
+
+use std::sync::Arc;
+
+use crate::lease_stub::{Lease, LeaseError, LeaseOptions};
+use leeward_pgformat::{SystemIdentifier, TimelineId};
+use leeward_repository::catalog::{Cluster, Repository};
+use leeward_repository::repository_error::RepositoryError;
+use leeward_repository::store::Store;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::{Event, Observer};
+
+/// Opens the repository, creating it where there is none, and the cluster's folder in it.
+pub(crate) fn open_or_create(
+    store: &Arc<dyn Store>,
+    name: &str,
+    system_identifier: SystemIdentifier,
+    timeline: TimelineId,
+) -> Result<Cluster> {
+    let cluster = Repository::open_or_create(Arc::clone(store))?.cluster(name)?;
+    cluster.claim(system_identifier, timeline)?;
+    Ok(cluster)
+}
+
+/// Opens an existing repository and a cluster in it; without a name, the only one there is.
+pub(crate) fn open(store: &Arc<dyn Store>, name: Option<&str>) -> Result<Cluster> {
+    let repository = Repository::open(Arc::clone(store))?;
+    let name = match name {
+        Some(name) => name.to_owned(),
+        None => {
+            let mut names = repository.clusters()?;
+            match (names.pop(), names.is_empty()) {
+                (Some(only), true) => only,
+                (None, _) => {
+                    return Err(Error::failed(format!(
+                        "the repository at {} holds no cluster yet",
+                        store.location()
+                    ))
+                    .hint("Take a first backup with \"leeward backup\"."));
+                }
+                (Some(last), false) => {
+                    names.push(last);
+                    return Err(Error::new(
+                        ErrorKind::Usage,
+                        "the repository holds several clusters",
+                    )
+                    .hint(format!("Name one with --cluster: {}.", names.join(", "))));
+                }
+            }
+        }
+    };
+    Ok(repository.cluster(&name)?)
+}
+
+/// Takes the cluster's lease for `what`.
+pub(crate) fn take_lease(store: &Arc<dyn Store>, cluster: &str, what: &str) -> Result<Lease> {
+    Lease::acquire(store, cluster, what, LeaseOptions::default()).map_err(|e| match e {
+        LeaseError::Held { .. } => Error::new(ErrorKind::Held, e.to_string()).hint(
+            "Wait until it is done. Should that process be dead, its lease runs out by itself.",
+        ),
+        other => Error::failed("could not take the lease on the cluster").because(other),
+    })
+}
+
+/// Removes what backups that never finished have left. Only the holder of the lease may.
+pub(crate) fn remove_unfinished(cluster: &Cluster, observe: Observer<'_>) -> Result<()> {
+    for id in cluster.unfinished()? {
+        cluster.remove(&id)?;
+        observe(Event::Notice(format!(
+            "Removed what the unfinished backup {id} had left."
+        )));
+    }
+    Ok(())
+}
+
+impl From<RepositoryError> for Error {
+    fn from(error: RepositoryError) -> Self {
+        let kind = match &error {
+            _ if error.is_damage() => ErrorKind::Damaged,
+            RepositoryError::ClusterMismatch { .. } => ErrorKind::Refused,
+            RepositoryError::InvalidClusterName { .. }
+            | RepositoryError::NoBackup { .. }
+            | RepositoryError::NoCluster { .. }
+            | RepositoryError::AmbiguousBackup { .. } => ErrorKind::Usage,
+            _ => ErrorKind::Failed,
+        };
+        let ours = Self::new(kind, error.to_string());
+        match error.hint() {
+            Some(hint) => ours.hint(sentence(hint)),
+            None => ours,
+        }
+    }
+}
+
+/// The repository's hints are fragments; ours are sentences.
+fn sentence(hint: &str) -> String {
+    let mut letters = hint.chars();
+    let first = letters
+        .next()
+        .map(|letter| letter.to_uppercase().to_string())
+        .unwrap_or_default();
+    format!("{first}{}.", letters.as_str().trim_end_matches('.'))
+}

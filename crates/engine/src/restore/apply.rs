@@ -1,0 +1,174 @@
+//! Workers of a restore: each takes a range of a pack, fetches it, proves every frame and writes its pieces where the
+//! manifest says. All-zero pages are left as holes.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use crossbeam_channel::Receiver;
+use leeward_pgformat::PAGE_SIZE;
+use leeward_pgformat::page::is_zero;
+use leeward_repository::codec::Decompressor;
+use leeward_repository::store::Store;
+
+use super::target::could_not;
+use crate::error::Result;
+use crate::event::{Event, Observer};
+use crate::frames::{Pack, decode};
+
+/// A file to be written, perhaps by several workers.
+#[derive(Debug)]
+pub(super) struct TargetFile {
+    pub path: PathBuf,
+    pub size: u64,
+    pub mode: u32,
+    file: OnceLock<std::result::Result<File, (std::io::ErrorKind, String)>>,
+}
+
+impl TargetFile {
+    pub(super) fn new(path: PathBuf, size: u64, mode: u32) -> Self {
+        Self {
+            path,
+            size,
+            mode,
+            file: OnceLock::new(),
+        }
+    }
+
+    /// Creates the file at its full length, once.
+    pub(super) fn create(&self) -> Result<&File> {
+        let created = self.file.get_or_init(|| {
+            let create = || {
+                let file = OpenOptions::new()
+                    .write(true)
+                    .create_new(true)
+                    .mode(self.mode & 0o777)
+                    .open(&self.path)?;
+                if self.mode & 0o77 != 0 {
+                    // The process's umask may have taken bits away.
+                    file.set_permissions(std::fs::Permissions::from_mode(self.mode))?;
+                }
+                if self.size > 0 {
+                    file.set_len(self.size)?;
+                }
+                Ok(file)
+            };
+            create().map_err(|e: std::io::Error| (e.kind(), e.to_string()))
+        });
+        created.as_ref().map_err(|(kind, text)| {
+            could_not(
+                "create",
+                &self.path,
+                std::io::Error::new(*kind, text.clone()),
+            )
+        })
+    }
+
+    fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
+        let file = self.create()?;
+        let mut begin = 0;
+        while begin < bytes.len() {
+            let first = next_chunk(bytes, begin);
+            if is_zero(&bytes[begin..first]) {
+                begin = first;
+                continue;
+            }
+            let mut end = first;
+            while end < bytes.len() {
+                let next = next_chunk(bytes, end);
+                if is_zero(&bytes[end..next]) {
+                    break;
+                }
+                end = next;
+            }
+            file.write_all_at(&bytes[begin..end], offset + begin as u64)
+                .map_err(|e| could_not("write", &self.path, e))?;
+            begin = end;
+        }
+        Ok(())
+    }
+}
+
+fn next_chunk(bytes: &[u8], begin: usize) -> usize {
+    (begin + PAGE_SIZE).min(bytes.len())
+}
+
+/// Where a stretch of a frame goes.
+#[derive(Debug)]
+pub(super) struct Placement {
+    pub file: Arc<TargetFile>,
+    pub file_offset: u64,
+    pub frame_offset: u32,
+    pub length: u32,
+}
+
+/// One frame and where its bytes go.
+#[derive(Debug)]
+pub(super) struct FrameUse {
+    pub frame: u32,
+    pub placements: Vec<Placement>,
+}
+
+/// Frames that lie behind one another in a pack, fetched at once.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub pack: Arc<Pack>,
+    pub frames: Vec<FrameUse>,
+}
+
+/// What every worker shares.
+pub(super) struct Worker<'a> {
+    pub store: &'a dyn Store,
+    pub observe: Observer<'a>,
+    /// Bytes written since the beginning, for the syncer.
+    pub written: &'a AtomicU64,
+}
+
+impl Worker<'_> {
+    pub(super) fn run(&self, jobs: &Receiver<Job>) -> Result<()> {
+        let mut decompressor = Decompressor::new();
+        for job in jobs {
+            self.apply(&job, &mut decompressor)?;
+        }
+        Ok(())
+    }
+
+    fn apply(&self, job: &Job, decompressor: &mut Decompressor) -> Result<()> {
+        let (Some(first), Some(last)) = (job.frames.first(), job.frames.last()) else {
+            return Ok(());
+        };
+        let begin = job.pack.frame(first.frame)?.offset;
+        let end = job.pack.frame_end(last.frame)?;
+        let stored = job.pack.fetch(self.store, begin..end)?;
+        for frame in &job.frames {
+            let entry = job.pack.frame(frame.frame)?;
+            let at = (entry.offset - begin) as usize;
+            let plain = decode(
+                &job.pack,
+                frame.frame,
+                &stored[at..at + entry.stored_length as usize],
+                decompressor,
+            )?;
+            let mut bytes = 0;
+            for placement in &frame.placements {
+                let from = placement.frame_offset as usize;
+                let piece = job
+                    .pack
+                    .piece(frame.frame, &plain, from, placement.length as usize)?;
+                placement.file.write(piece, placement.file_offset)?;
+                bytes += u64::from(placement.length);
+            }
+            self.written.fetch_add(bytes, Ordering::Relaxed);
+            (self.observe)(Event::Advanced(bytes));
+        }
+        Ok(())
+    }
+}
+
+/// Opens a directory to sync its file system.
+pub(super) fn sync_file_system(path: &Path) -> Result<()> {
+    let directory = File::open(path).map_err(|e| could_not("open", path, e))?;
+    rustix::fs::syncfs(&directory).map_err(|e| could_not("sync the file system of", path, e.into()))
+}

@@ -1,0 +1,314 @@
+//! Putting a backup back: the mirror of taking it. A planner reads the manifest, workers fetch ranges of packs, prove
+//! every frame and write it where it belongs, a syncer keeps the disk busy; `global/pg_control` gets its name last.
+
+mod apply;
+pub(crate) mod finish;
+mod plan;
+mod target;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+use leeward_repository::catalog::Cluster;
+use leeward_repository::file_path::FilePath;
+use leeward_repository::layout;
+use leeward_repository::manifest::{Content, FileKind, ManifestReader};
+use leeward_repository::store::Store;
+use leeward_repository::summary::{BackupSummary, Owner};
+use leeward_repository::url::RepositoryUrl;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::{Event, Observer, Phase};
+use crate::frames::Packs;
+use crate::repository;
+use apply::{Worker, sync_file_system};
+use plan::{Planner, SetAside};
+use target::{LinkedTablespace, Target};
+
+/// Workers for a bucket, where answers are far away and many have to be under way.
+const REMOTE_WORKERS: usize = 12;
+
+/// The disk is put to work whenever so much has been written, so that little is left to sync at the end.
+const SYNC_EVERY_BYTES: u64 = 256 << 20;
+
+/// What is to be restored, and where to.
+#[derive(Clone, Debug)]
+pub struct RestoreOptions {
+    /// The cluster's name in the repository; needed where there are several.
+    pub cluster: Option<String>,
+    /// An id, a unique prefix of one, or `latest`.
+    pub backup: String,
+    /// An absent or empty directory.
+    pub to: PathBuf,
+    /// New places of tablespaces, by their old ones.
+    pub tablespaces: Vec<(PathBuf, PathBuf)>,
+    /// Workers; by default twice the cores, or more for a bucket.
+    pub threads: Option<usize>,
+}
+
+/// A finished restore.
+#[derive(Debug)]
+pub struct RestoreOutcome {
+    /// The backup.
+    pub summary: BackupSummary,
+    /// The data directory.
+    pub data_directory: PathBuf,
+    /// Bytes written.
+    pub written_bytes: u64,
+    /// What to know before starting a server on it.
+    pub notes: Vec<String>,
+}
+
+/// Restores a backup from `store`.
+///
+/// # Errors
+/// [`ErrorKind::Refused`] when the directory is not free, [`ErrorKind::Damaged`] naming what is damaged. No server starts
+/// on what a failed restore leaves.
+pub fn restore(
+    store: &Arc<dyn Store>,
+    options: &RestoreOptions,
+    observe: Observer<'_>,
+) -> Result<RestoreOutcome> {
+    observe(Event::Phase(Phase::Preparing));
+    let cluster = repository::open(store, options.cluster.as_deref())?;
+    let summary = cluster.resolve(&options.backup)?;
+    let manifest = open_manifest(store, &cluster, &summary)?;
+    let linked = linked_tablespaces(&summary);
+    let target = Target::check(&options.to, &linked, &options.tablespaces)?;
+    let control_file = control_file(&manifest, &summary)?;
+    check_space(&target, &summary)?;
+    target.prepare(&control_file)?;
+
+    observe(Event::Phase(Phase::Restoring));
+    observe(Event::Total(summary.size_bytes));
+    let (aside, written_bytes) = write_files(
+        store,
+        cluster.name(),
+        &summary,
+        &manifest,
+        &target,
+        options,
+        observe,
+    )?;
+    finish::write_wal(
+        store.as_ref(),
+        cluster.name(),
+        &summary,
+        &aside.wal,
+        &target,
+    )?;
+    let notes = complete(&target, &aside, &summary, observe)?;
+    Ok(RestoreOutcome {
+        summary,
+        data_directory: target.path,
+        written_bytes,
+        notes,
+    })
+}
+
+pub(crate) fn open_manifest(
+    store: &Arc<dyn Store>,
+    cluster: &Cluster,
+    summary: &BackupSummary,
+) -> Result<ManifestReader> {
+    let key = layout::manifest(cluster.name(), &summary.id)?;
+    Ok(ManifestReader::open(
+        Arc::clone(store),
+        key,
+        summary.manifest.size_bytes,
+        summary.manifest.hash,
+    )?)
+}
+
+fn linked_tablespaces(summary: &BackupSummary) -> Vec<LinkedTablespace> {
+    let linked = summary
+        .tablespaces
+        .iter()
+        .filter(|tablespace| !tablespace.in_place);
+    linked
+        .map(|tablespace| LinkedTablespace {
+            name: tablespace.oid.to_string(),
+            location: PathBuf::from(&tablespace.path),
+        })
+        .collect()
+}
+
+fn control_file(manifest: &ManifestReader, summary: &BackupSummary) -> Result<Vec<u8>> {
+    let record = manifest.find(&FilePath::in_data_directory(
+        b"global/pg_control".as_slice(),
+    ))?;
+    match record.map(|record| record.kind) {
+        Some(FileKind::File {
+            content: Content::Inline(bytes),
+            ..
+        }) => Ok(bytes),
+        _ => Err(Error::new(
+            ErrorKind::Damaged,
+            format!("the manifest of backup {} has no control file", summary.id),
+        )),
+    }
+}
+
+fn check_space(target: &Target, summary: &BackupSummary) -> Result<()> {
+    let place = target
+        .path
+        .ancestors()
+        .find(|place| place.exists())
+        .unwrap_or(Path::new("/"));
+    let Ok(space) = rustix::fs::statvfs(place) else {
+        return Ok(());
+    };
+    let free = space.f_bavail * space.f_frsize;
+    let needed = summary.size_bytes + summary.wal.count * summary.wal.segment_size_bytes;
+    // Tablespaces may go elsewhere, and holes take no room, so only the clear case is refused.
+    if target.tablespaces.is_empty() && free < needed / 8 {
+        return Err(Error::failed(format!(
+            "not enough room in \"{}\": {needed} bytes are to be written and {free} are free",
+            place.display()
+        ))
+        .hint("Restore to another file system; nothing was written."));
+    }
+    Ok(())
+}
+
+fn write_files(
+    store: &Arc<dyn Store>,
+    cluster: &str,
+    summary: &BackupSummary,
+    manifest: &ManifestReader,
+    target: &Target,
+    options: &RestoreOptions,
+    observe: Observer<'_>,
+) -> Result<(SetAside, u64)> {
+    let workers = options
+        .threads
+        .unwrap_or_else(|| default_workers(store.location()))
+        .max(1);
+    let written = AtomicU64::new(0);
+    let (jobs, work) = bounded(workers);
+    let (finished, ended) = bounded::<()>(0);
+    let worker = Worker {
+        store: store.as_ref(),
+        observe,
+        written: &written,
+    };
+    let aside = std::thread::scope(|scope| {
+        let packs = Packs::new(store.as_ref(), cluster, &summary.id, manifest.sources());
+        let planner = Planner::new(target, packs, jobs, observe);
+        let planner = scope.spawn(move || planner.run(manifest));
+        let workers: Vec<_> = (0..workers)
+            .map(|_| {
+                let (worker, work) = (&worker, work.clone());
+                scope.spawn(move || worker.run(&work))
+            })
+            .collect();
+        drop(work);
+        let syncer = scope.spawn(|| keep_syncing(&target.path, &written, &ended));
+        let mut failure = None;
+        for worker in workers {
+            // The others end with the jobs; the first failure is the one to tell.
+            if let Err(e) = worker
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            {
+                failure.get_or_insert(e);
+            }
+        }
+        let aside = planner
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        drop(finished);
+        let synced = syncer
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        match failure {
+            Some(e) => Err(e),
+            None => synced.and(aside),
+        }
+    })?;
+    Ok((aside, written.load(Ordering::Relaxed)))
+}
+
+fn default_workers(location: &RepositoryUrl) -> usize {
+    let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    match location {
+        RepositoryUrl::Local(_) => (cores * 2).min(16),
+        RepositoryUrl::Bucket { .. } => REMOTE_WORKERS,
+    }
+}
+
+/// Syncs the target's file system whenever enough has been written, until the workers have ended.
+fn keep_syncing(path: &Path, written: &AtomicU64, ended: &Receiver<()>) -> Result<()> {
+    let mut synced = 0;
+    loop {
+        match ended.recv_deadline(Instant::now() + Duration::from_millis(50)) {
+            Err(RecvTimeoutError::Timeout) => {}
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
+        }
+        let now = written.load(Ordering::Relaxed);
+        if now - synced >= SYNC_EVERY_BYTES {
+            sync_file_system(path)?;
+            synced = now;
+        }
+    }
+}
+
+/// Everything between the last frame and the rename that makes the directory startable.
+fn complete(
+    target: &Target,
+    aside: &SetAside,
+    summary: &BackupSummary,
+    observe: Observer<'_>,
+) -> Result<Vec<String>> {
+    let label = aside.backup_label.as_ref().ok_or_else(|| {
+        Error::new(
+            ErrorKind::Damaged,
+            format!("the manifest of backup {} has no backup label", summary.id),
+        )
+    })?;
+    target::write_durably(&target.place(Path::new("backup_label")), label)?;
+    if let Some(map) = &aside.tablespace_map
+        && let Some(map) = finish::tablespace_map(map, target)?
+    {
+        target::write_durably(&target.place(Path::new("tablespace_map")), &map)?;
+    }
+    let settings = finish::adopt_configuration(&target.path, &summary.configuration_files)?;
+    let mut notes = finish::collisions(&settings, &target.path);
+    finish::write_recovery(target, summary)?;
+    aside.set_directory_modes()?;
+    if rustix::process::geteuid().is_root() {
+        let owner = owner(&summary.owner);
+        let mut roots: Vec<&Path> = vec![&target.path];
+        roots.extend(target.tablespaces.values().map(PathBuf::as_path));
+        finish::give_to(owner, &roots)?;
+        if owner.0 == 0 {
+            notes.push("Its files belong to root, as in the backup, and PostgreSQL does not run as root: chown them first.".to_owned());
+        }
+    }
+    observe(Event::Phase(Phase::Syncing));
+    sync_file_system(&target.path)?;
+    for place in target.tablespaces.values() {
+        sync_file_system(place)?;
+    }
+    target.complete()?;
+    Ok(notes)
+}
+
+/// Who is to own what root restores: the user of that name here, else the number it had.
+fn owner(stored: &Owner) -> (u32, u32) {
+    let here = |file: &str, name: &Option<String>| {
+        let name = name.as_deref()?;
+        let lines = std::fs::read_to_string(file).ok()?;
+        let line = lines
+            .lines()
+            .find(|line| line.split(':').next() == Some(name))?;
+        line.split(':').nth(2)?.parse().ok()
+    };
+    (
+        here("/etc/passwd", &stored.user).unwrap_or(stored.uid),
+        here("/etc/group", &stored.group).unwrap_or(stored.gid),
+    )
+}

@@ -1,0 +1,94 @@
+//! `leeward list`
+
+use std::process::ExitCode;
+
+use leeward_engine::catalog;
+use leeward_repository::summary::{BackupFrom, BackupSummary};
+use serde_json::json;
+
+use crate::args::Global;
+use crate::config::Config;
+use crate::failure::{DAMAGED, Failure};
+use crate::table::{Align, table};
+use crate::{json, output, units};
+
+pub fn run(global: &Global, config: &Config) -> Result<ExitCode, Failure> {
+    let clusters = catalog::list(&config.store()?, config.cluster.as_deref())?;
+    let damaged = clusters
+        .iter()
+        .any(|cluster| !cluster.backups.unreadable.is_empty());
+    if global.json {
+        let clusters: Vec<_> = clusters
+            .iter()
+            .map(|c| json::backups(&c.cluster, &c.backups))
+            .collect();
+        json::print(&json!({ "clusters": clusters }));
+    } else {
+        let rows: Vec<Vec<String>> = clusters
+            .iter()
+            .flat_map(|cluster| cluster.backups.sound.iter().map(row))
+            .collect();
+        if rows.is_empty() {
+            output::say("No backups yet.");
+        } else {
+            let titles = [
+                ("CLUSTER", Align::Left),
+                ("BACKUP", Align::Left),
+                ("FROM", Align::Left),
+                ("VERSION", Align::Left),
+                ("SIZE", Align::Right),
+                ("STORED", Align::Right),
+                ("TOOK", Align::Right),
+                ("CONSISTENT AT", Align::Left),
+                ("", Align::Left),
+            ];
+            output::data(&table(&titles, &rows));
+        }
+    }
+    for (id, error) in clusters
+        .iter()
+        .flat_map(|cluster| &cluster.backups.unreadable)
+    {
+        output::say(&format!("backup {id} cannot be read: {error}"));
+    }
+    Ok(if damaged {
+        ExitCode::from(DAMAGED)
+    } else {
+        ExitCode::SUCCESS
+    })
+}
+
+fn row(summary: &BackupSummary) -> Vec<String> {
+    let from = match summary.from {
+        BackupFrom::Standby => "standby",
+        BackupFrom::Primary => "primary",
+    };
+    let damaged: usize = summary
+        .damaged
+        .iter()
+        .map(|relation| relation.blocks.len())
+        .sum();
+    vec![
+        summary.cluster.clone(),
+        summary.id.to_string(),
+        from.to_owned(),
+        summary.postgres_version.clone(),
+        units::bytes(summary.size_bytes),
+        units::bytes(summary.stored_bytes),
+        took(summary).unwrap_or_default(),
+        format!("{}/{}", summary.stop_timeline, summary.stop_lsn),
+        if damaged == 0 {
+            String::new()
+        } else {
+            format!("{damaged} damaged pages")
+        },
+    ]
+}
+
+/// How long a backup took, from its own times.
+pub fn took(summary: &BackupSummary) -> Option<String> {
+    let started: jiff::Timestamp = summary.started_at.parse().ok()?;
+    let finished: jiff::Timestamp = summary.finished_at.parse().ok()?;
+    let took = std::time::Duration::try_from(finished.duration_since(started)).ok()?;
+    Some(units::duration(took))
+}

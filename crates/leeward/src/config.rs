@@ -1,0 +1,269 @@
+//! The configuration: `/etc/leeward/leeward.toml`, then the stage's file beside it, then the environment, then flags.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use leeward_engine::error::{Error, ErrorKind};
+use leeward_postgres::backup_session::BackupFrom;
+use leeward_repository::codec::Compression;
+use leeward_repository::store::{self, Secret, Store, StoreOptions};
+use leeward_repository::url::RepositoryUrl;
+use serde::Deserialize;
+
+use crate::args::Global;
+
+const DEFAULT_FILE: &str = "/etc/leeward/leeward.toml";
+
+/// The cluster's name where none is given.
+pub const DEFAULT_CLUSTER: &str = "main";
+
+/// The whole file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    repository: RepositorySection,
+    cluster: ClusterSection,
+    backup: BackupSection,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RepositorySection {
+    url: Option<String>,
+    endpoint: Option<String>,
+    region: Option<String>,
+    path_style: Option<bool>,
+    allow_http: Option<bool>,
+    ca_certificate: Option<PathBuf>,
+    skip_tls_verification: Option<bool>,
+    access_key_id: Option<SecretText>,
+    secret_access_key: Option<SecretText>,
+    session_token: Option<SecretText>,
+    profile: Option<String>,
+    credentials_file: Option<PathBuf>,
+    storage_class: Option<String>,
+    part_size_bytes: Option<usize>,
+    concurrency: Option<usize>,
+}
+
+/// A secret on its way from the file to the store: it cannot be printed.
+#[derive(Deserialize)]
+struct SecretText(String);
+
+impl std::fmt::Debug for SecretText {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ClusterSection {
+    name: Option<String>,
+    pgdata: Option<PathBuf>,
+    conninfo: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct BackupSection {
+    from: Option<String>,
+    compression: Option<String>,
+    threads: Option<usize>,
+}
+
+/// What holds for this call, from all its sources.
+#[derive(Debug)]
+pub struct Config {
+    url: Option<String>,
+    options: StoreOptions,
+    /// The cluster's name, where one is given.
+    pub cluster: Option<String>,
+    pub pgdata: Option<PathBuf>,
+    pub conninfo: Option<String>,
+    pub from: Option<BackupFrom>,
+    pub compression: Option<Compression>,
+    pub threads: Option<usize>,
+}
+
+impl Config {
+    /// Reads what there is to read.
+    pub fn load(global: &Global) -> Result<Self, Error> {
+        let file = read(global)?;
+        let options = store_options(file.repository);
+        let usage = |message: String| Error::new(ErrorKind::Usage, message);
+        let from = file.backup.from.map(|text| {
+            text.parse::<BackupFrom>()
+                .map_err(|e| usage(format!("could not read [backup] from: {e}")))
+        });
+        let compression = file.backup.compression.map(|text| {
+            text.parse::<Compression>()
+                .map_err(|e| usage(format!("could not read [backup] compression: {e}")))
+        });
+        Ok(Self {
+            url: global.repository.clone().or(options.0),
+            options: options.1.overridden_by(|name| std::env::var(name).ok()),
+            cluster: global.cluster.clone().or(file.cluster.name),
+            pgdata: global.pgdata.clone().or(file.cluster.pgdata),
+            conninfo: global.conninfo.clone().or(file.cluster.conninfo),
+            from: from.transpose()?,
+            compression: compression.transpose()?,
+            threads: file.backup.threads,
+        })
+    }
+
+    /// Opens the repository's store.
+    pub fn store(&self) -> Result<Arc<dyn Store>, Error> {
+        let text = self.url.as_deref().ok_or_else(|| {
+            Error::new(ErrorKind::Usage, "no repository given")
+                .hint(format!("Name it with --repository URL, LEEWARD_REPOSITORY, or url under [repository] in {DEFAULT_FILE}."))
+        })?;
+        let url: RepositoryUrl = text.parse().map_err(|e| {
+            Error::new(ErrorKind::Usage, "could not read the repository's URL").because(e)
+        })?;
+        store::open(&url, &self.options).map_err(|e| {
+            let hint = e.hint();
+            let error = Error::new(ErrorKind::Usage, e.to_string());
+            hint.map_or_else(
+                || Error::new(ErrorKind::Usage, e.to_string()),
+                |hint| error.hint(hint),
+            )
+        })
+    }
+}
+
+/// Reads the file and lays the stage's file over it.
+fn read(global: &Global) -> Result<File, Error> {
+    let path = global
+        .config
+        .clone()
+        .unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
+    let mut table = match table(&path)? {
+        Some(table) => table,
+        None if global.config.is_some() => {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                format!("there is no configuration file \"{}\"", path.display()),
+            ));
+        }
+        None => toml::Table::new(),
+    };
+    if let Some(stage) = &global.stage {
+        let file = path.with_file_name(format!("{stage}.toml"));
+        match self::table(&file)? {
+            Some(over) => merge(&mut table, over),
+            None => {
+                return Err(Error::new(
+                    ErrorKind::Usage,
+                    format!(
+                        "stage \"{stage}\" has no configuration file \"{}\"",
+                        file.display()
+                    ),
+                ));
+            }
+        }
+    }
+    table.try_into().map_err(|e: toml::de::Error| {
+        Error::new(
+            ErrorKind::Usage,
+            format!(
+                "could not make sense of \"{}\": {}",
+                path.display(),
+                e.message()
+            ),
+        )
+    })
+}
+
+fn table(path: &Path) -> Result<Option<toml::Table>, Error> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => text.parse().map(Some).map_err(|e: toml::de::Error| {
+            let line = e
+                .span()
+                .map(|span| text[..span.start.min(text.len())].lines().count().max(1));
+            let place = line
+                .map(|line| format!(", line {line}"))
+                .unwrap_or_default();
+            // The offending line itself may hold a secret, so it is not shown.
+            Error::new(
+                ErrorKind::Usage,
+                format!(
+                    "could not read \"{}\"{place}: {}",
+                    path.display(),
+                    e.message()
+                ),
+            )
+        }),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::new(
+            ErrorKind::Usage,
+            format!("could not read \"{}\"", path.display()),
+        )
+        .because(e)),
+    }
+}
+
+fn merge(base: &mut toml::Table, over: toml::Table) {
+    for (key, value) in over {
+        match (base.get_mut(&key), value) {
+            (Some(toml::Value::Table(base)), toml::Value::Table(over)) => merge(base, over),
+            (_, value) => {
+                base.insert(key, value);
+            }
+        }
+    }
+}
+
+fn store_options(section: RepositorySection) -> (Option<String>, StoreOptions) {
+    let secret = |text: Option<SecretText>| text.map(|SecretText(text)| Secret::new(text));
+    let default = StoreOptions::default();
+    let options = StoreOptions {
+        endpoint: section.endpoint,
+        region: section.region,
+        path_style: section.path_style,
+        allow_http: section.allow_http.unwrap_or(default.allow_http),
+        ca_certificate: section.ca_certificate,
+        skip_tls_verification: section
+            .skip_tls_verification
+            .unwrap_or(default.skip_tls_verification),
+        access_key_id: secret(section.access_key_id),
+        secret_access_key: secret(section.secret_access_key),
+        session_token: secret(section.session_token),
+        profile: section.profile,
+        credentials_file: section.credentials_file,
+        storage_class: section.storage_class,
+        part_bytes: section.part_size_bytes.unwrap_or(default.part_bytes),
+        concurrency: section.concurrency.unwrap_or(default.concurrency),
+        ..default
+    };
+    (section.url, options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stage_overrides_single_settings() {
+        let mut base: toml::Table = "[repository]\nurl = 'a'\nregion = 'r'\n[cluster]\nname = 'x'"
+            .parse()
+            .expect("base");
+        merge(&mut base, "[repository]\nurl = 'b'".parse().expect("stage"));
+        let file: File = base.try_into().expect("file");
+        assert_eq!(file.repository.url.as_deref(), Some("b"));
+        assert_eq!(file.repository.region.as_deref(), Some("r"));
+        assert_eq!(file.cluster.name.as_deref(), Some("x"));
+    }
+
+    #[test]
+    fn secrets_are_not_printed() {
+        let file: File =
+            toml::from_str("[repository]\nsecret_access_key = 'hunter2'").expect("file");
+        assert!(!format!("{file:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn unknown_settings_are_refused() {
+        assert!(toml::from_str::<File>("[repository]\nurll = 'a'").is_err());
+    }
+}

@@ -1,0 +1,85 @@
+//! What `--json` prints: one object, its fields described in `docs/json.md` and kept. These are mirrors of the engine's
+//! types, so that those may change and this may not.
+
+use leeward_repository::catalog::Backups;
+use leeward_repository::summary::BackupSummary;
+use serde_json::{Value, json};
+
+use crate::output;
+
+/// Prints one object.
+pub fn print(value: &Value) {
+    output::data(&format!("{value:#}\n"));
+}
+
+/// A backup as `list`, `show`, `backup`, `restore` and `export` tell of it.
+pub fn backup(summary: &BackupSummary) -> Value {
+    let s = summary;
+    json!({
+        "id": s.id.as_str(),
+        "cluster": s.cluster,
+        "system_identifier": s.system_identifier.to_string(),
+        "postgres_version": s.postgres_version,
+        "from": match s.from {
+            leeward_repository::summary::BackupFrom::Standby => "standby",
+            leeward_repository::summary::BackupFrom::Primary => "primary",
+        },
+        "host": s.host,
+        "started_at": s.started_at,
+        "finished_at": s.finished_at,
+        "start_lsn": s.start_lsn.to_string(),
+        "start_timeline": s.start_timeline.0,
+        "stop_lsn": s.stop_lsn.to_string(),
+        "stop_timeline": s.stop_timeline.0,
+        "size_bytes": s.size_bytes,
+        "stored_bytes": s.stored_bytes,
+        "files": s.files,
+        "packs": s.packs,
+        "pages_checked": s.pages_checked,
+        "data_checksums": s.data_checksums,
+        "compression": s.compression,
+        "wal": {
+            "first": s.wal.first,
+            "last": s.wal.last,
+            "segments": s.wal.count,
+            "bytes": s.wal.bytes,
+            "stored_bytes": s.wal.stored_bytes,
+        },
+        "replay_lag": s.replay_lag.as_ref().map(|lag| json!({
+            "before_bytes": lag.before.bytes,
+            "before_seconds": lag.before.seconds,
+            "after_bytes": lag.after.bytes,
+            "after_seconds": lag.after.seconds,
+        })),
+        "tablespaces": s.tablespaces.iter().map(|t| json!({
+            "oid": t.oid.0, "path": t.path, "in_place": t.in_place,
+        })).collect::<Vec<_>>(),
+        "configuration_files": s.configuration_files,
+        "damaged": s.damaged.iter().map(|d| json!({
+            "relation": d.relation, "blocks": d.blocks,
+        })).collect::<Vec<_>>(),
+        "leeward_version": s.leeward_version,
+    })
+}
+
+/// The backups of one cluster.
+pub fn backups(cluster: &str, backups: &Backups) -> Value {
+    json!({
+        "cluster": cluster,
+        "backups": backups.sound.iter().map(backup).collect::<Vec<_>>(),
+        "unreadable": backups.unreadable.iter().map(|(id, error)| json!({
+            "id": id.as_str(), "error": error.to_string(),
+        })).collect::<Vec<_>>(),
+    })
+}
+
+/// A failure.
+pub fn failure(
+    kind: &str,
+    exit_code: u8,
+    message: &str,
+    causes: Vec<String>,
+    hint: Option<&str>,
+) -> Value {
+    json!({ "error": { "kind": kind, "exit_code": exit_code, "message": message, "causes": causes, "hint": hint } })
+}
