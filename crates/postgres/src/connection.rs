@@ -8,7 +8,6 @@ use std::fmt;
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -29,8 +28,10 @@ const SESSION_SETTINGS: &str = "SET search_path = pg_catalog; SET statement_time
      SET client_min_messages = warning; SET default_transaction_isolation = 'read committed'";
 
 /// Settings that not every supported server has: `idle_session_timeout` since 14, `transaction_timeout` since 17.
-const NEWER_SETTINGS: [(i32, &str); 2] =
-    [(140_000, "SET idle_session_timeout = 0"), (170_000, "SET transaction_timeout = 0")];
+const NEWER_SETTINGS: [(i32, &str); 2] = [
+    (140_000, "SET idle_session_timeout = 0"),
+    (170_000, "SET transaction_timeout = 0"),
+];
 
 /// A session. Dropping it closes the connection.
 pub struct Connection {
@@ -48,7 +49,10 @@ impl Connection {
         let resolved = target.resolve()?;
         let session = open(&resolved)?;
         let description = describe(&session);
-        let mut connection = Connection { session, description };
+        let mut connection = Connection {
+            session,
+            description,
+        };
         let mut settings = SESSION_SETTINGS.to_owned();
         for (since, setting) in NEWER_SETTINGS {
             if connection.server_version() >= since {
@@ -119,7 +123,10 @@ impl Connection {
     /// # Errors
     /// [`Error::ServerGone`] when the connection is no longer open.
     pub fn cancel_handle(&self) -> Result<CancelHandle, Error> {
-        self.session.cancellation().map(CancelHandle).ok_or_else(|| self.gone("prepare a cancel request", None))
+        self.session
+            .cancellation()
+            .map(CancelHandle)
+            .ok_or_else(|| self.gone("prepare a cancel request", None))
     }
 
     /// As [`Connection::query`]; `during` follows "could not" in errors.
@@ -140,11 +147,15 @@ impl Connection {
             return Err(self.gone(during, None));
         }
         let answer = self.wait(during, timeout)?;
-        Ok(Rows { answer: Arc::new(answer), during: during.to_owned() })
+        Ok(Rows {
+            answer,
+            during: during.to_owned(),
+        })
     }
 
     fn execute_during(&mut self, during: &str, sql: &str) -> Result<(), Error> {
-        let statement = CString::new(sql).map_err(|_| unexpected(during, "the statement holds a NUL byte"))?;
+        let statement =
+            CString::new(sql).map_err(|_| unexpected(during, "the statement holds a NUL byte"))?;
         if !self.session.send_simple(&statement) {
             return Err(self.gone(during, None));
         }
@@ -158,20 +169,30 @@ impl Connection {
         loop {
             if let Some(after) = timeout.filter(|_| !self.wait_readable(deadline)) {
                 self.give_up();
-                return Err(Error::Timeout { during: during.to_owned(), after });
+                return Err(Error::Timeout {
+                    during: during.to_owned(),
+                    after,
+                });
             }
-            let Some(answer) = self.session.next_answer() else { break };
+            let Some(answer) = self.session.next_answer() else {
+                break;
+            };
             match answer.kind() {
                 AnswerKind::Copy => {
                     // Nothing here starts a COPY; a connection in that state can only be closed.
                     return Err(unexpected(during, "the server began a COPY"));
                 }
-                AnswerKind::Error if last.as_ref().is_some_and(|last| last.kind() == AnswerKind::Error) => {}
+                AnswerKind::Error
+                    if last
+                        .as_ref()
+                        .is_some_and(|last| last.kind() == AnswerKind::Error) => {}
                 _ => last = Some(answer),
             }
         }
         match last {
-            Some(answer) if answer.kind() == AnswerKind::Error => Err(self.refused(during, &answer)),
+            Some(answer) if answer.kind() == AnswerKind::Error => {
+                Err(self.refused(during, &answer))
+            }
             Some(answer) => Ok(answer),
             None => Err(self.gone(during, None)),
         }
@@ -180,7 +201,9 @@ impl Connection {
     /// Waits until an answer is whole or the connection broke. `false` at the deadline.
     fn wait_readable(&mut self, deadline: Option<Instant>) -> bool {
         while self.session.is_busy() {
-            let Some(socket) = self.session.socket() else { return true };
+            let Some(socket) = self.session.socket() else {
+                return true;
+            };
             if !wait_for(socket, PollFlags::IN, deadline) {
                 return false;
             }
@@ -206,10 +229,16 @@ impl Connection {
     fn refused(&self, during: &str, answer: &Answer) -> Error {
         let severity = answer.field(Field::Severity).unwrap_or_default();
         let sqlstate = answer.field(Field::SqlState).unwrap_or_default();
-        let message = answer.field(Field::Message).unwrap_or_else(|| one_line(&answer.error_message()));
+        let message = answer
+            .field(Field::Message)
+            .unwrap_or_else(|| one_line(&answer.error_message()));
         if self.session.is_bad() || severity == "FATAL" || severity == "PANIC" {
             let sqlstate = Some(sqlstate).filter(|state| !state.is_empty());
-            return Error::ServerGone { during: during.to_owned(), message, sqlstate };
+            return Error::ServerGone {
+                during: during.to_owned(),
+                message,
+                sqlstate,
+            };
         }
         Error::Sql(Box::new(SqlError {
             during: during.to_owned(),
@@ -223,14 +252,24 @@ impl Connection {
 
     fn gone(&self, during: &str, sqlstate: Option<String>) -> Error {
         let message = one_line(&self.session.error_message());
-        let message = if message.is_empty() { "the connection is closed".to_owned() } else { message };
-        Error::ServerGone { during: during.to_owned(), message, sqlstate }
+        let message = if message.is_empty() {
+            "the connection is closed".to_owned()
+        } else {
+            message
+        };
+        Error::ServerGone {
+            during: during.to_owned(),
+            message,
+            sqlstate,
+        }
     }
 }
 
 impl fmt::Debug for Connection {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_tuple("Connection").field(&self.description).finish()
+        out.debug_tuple("Connection")
+            .field(&self.description)
+            .finish()
     }
 }
 
@@ -246,19 +285,34 @@ impl CancelHandle {
     pub fn cancel(mut self) -> Result<(), Error> {
         let during = "cancel the running statement";
         let deadline = Instant::now() + CANCEL_PATIENCE;
-        let mut progress = if self.0.start() { Progress::Writing } else { Progress::Failed };
+        let mut progress = if self.0.start() {
+            Progress::Writing
+        } else {
+            Progress::Failed
+        };
         loop {
             let flags = match progress {
                 Progress::Done => return Ok(()),
                 Progress::Failed => {
                     let message = one_line(&self.0.error_message());
-                    return Err(Error::ServerGone { during: during.to_owned(), message, sqlstate: None });
+                    return Err(Error::ServerGone {
+                        during: during.to_owned(),
+                        message,
+                        sqlstate: None,
+                    });
                 }
                 Progress::Reading => PollFlags::IN,
                 Progress::Writing => PollFlags::OUT,
             };
-            if !self.0.socket().is_some_and(|socket| wait_for(socket, flags, Some(deadline))) {
-                return Err(Error::Timeout { during: during.to_owned(), after: CANCEL_PATIENCE });
+            if !self
+                .0
+                .socket()
+                .is_some_and(|socket| wait_for(socket, flags, Some(deadline)))
+            {
+                return Err(Error::Timeout {
+                    during: during.to_owned(),
+                    after: CANCEL_PATIENCE,
+                });
             }
             progress = self.0.poll();
         }
@@ -272,9 +326,8 @@ impl fmt::Debug for CancelHandle {
 }
 
 /// The answer to a query. Rows and columns count from 0.
-#[derive(Clone)]
 pub struct Rows {
-    answer: Arc<Answer>,
+    answer: Answer,
     during: String,
 }
 
@@ -297,7 +350,8 @@ impl Rows {
 
     /// A value as text; `None` for NULL, outside the answer, and where it is no UTF-8.
     pub fn get(&self, row: usize, column: usize) -> Option<&str> {
-        self.bytes(row, column).and_then(|bytes| std::str::from_utf8(bytes).ok())
+        self.bytes(row, column)
+            .and_then(|bytes| std::str::from_utf8(bytes).ok())
     }
 
     /// A value that must be there.
@@ -305,8 +359,12 @@ impl Rows {
     /// # Errors
     /// [`Error::UnexpectedAnswer`] when it is NULL, missing or no UTF-8.
     pub fn text(&self, row: usize, column: usize) -> Result<&str, Error> {
-        self.get(row, column)
-            .ok_or_else(|| unexpected(&self.during, &format!("no value in row {row}, column {column}")))
+        self.get(row, column).ok_or_else(|| {
+            unexpected(
+                &self.during,
+                &format!("no value in row {row}, column {column}"),
+            )
+        })
     }
 
     /// A value that must be there, as a `T`.
@@ -315,15 +373,26 @@ impl Rows {
     /// As [`Rows::text`], and when the text is no `T`.
     pub fn parse<T: FromStr>(&self, row: usize, column: usize) -> Result<T, Error> {
         let text = self.text(row, column)?;
-        text.parse().map_err(|_| unexpected(&self.during, &format!("\"{text}\" in row {row}, column {column}")))
+        text.parse().map_err(|_| {
+            unexpected(
+                &self.during,
+                &format!("\"{text}\" in row {row}, column {column}"),
+            )
+        })
     }
 
     /// As [`Rows::parse`], with NULL as `None`.
     ///
     /// # Errors
     /// When the value is there and no `T`.
-    pub fn parse_optional<T: FromStr>(&self, row: usize, column: usize) -> Result<Option<T>, Error> {
-        self.bytes(row, column).map(|_| self.parse(row, column)).transpose()
+    pub fn parse_optional<T: FromStr>(
+        &self,
+        row: usize,
+        column: usize,
+    ) -> Result<Option<T>, Error> {
+        self.bytes(row, column)
+            .map(|_| self.parse(row, column))
+            .transpose()
     }
 
     /// A boolean, which the server writes `t` or `f`; NULL is `false`.
@@ -334,21 +403,34 @@ impl Rows {
 
 impl fmt::Debug for Rows {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(out, "Rows({} of {} columns)", self.len(), self.answer.columns())
+        write!(
+            out,
+            "Rows({} of {} columns)",
+            self.len(),
+            self.answer.columns()
+        )
     }
 }
 
 pub(crate) fn unexpected(during: &str, problem: &str) -> Error {
-    Error::UnexpectedAnswer { during: during.to_owned(), problem: problem.to_owned() }
+    Error::UnexpectedAnswer {
+        during: during.to_owned(),
+        problem: problem.to_owned(),
+    }
 }
 
 /// Opens the session. libpq tells the SQLSTATE of a refused connection in its verbose text only, and that can be asked
 /// for only by driving the connection step by step; libpq's own loop is needed where it has several addresses to try,
 /// each with a timeout of its own.
 fn open(target: &ResolvedTarget) -> Result<Session, Error> {
-    let parameters: Vec<(&str, &str)> =
-        target.parameters.iter().map(|(keyword, value)| (keyword.as_str(), value.as_str())).collect();
-    let nul = |_| Error::InvalidConninfo { reason: "it holds a NUL byte".to_owned() };
+    let parameters: Vec<(&str, &str)> = target
+        .parameters
+        .iter()
+        .map(|(keyword, value)| (keyword.as_str(), value.as_str()))
+        .collect();
+    let nul = |_| Error::InvalidConninfo {
+        reason: "it holds a NUL byte".to_owned(),
+    };
     let mut late = None;
     let mut session = if has_one_address(&target.host) {
         let mut session = Session::start(&parameters).map_err(nul)?;
@@ -362,7 +444,10 @@ fn open(target: &ResolvedTarget) -> Result<Session, Error> {
         session.set_verbose_errors(false);
         return Ok(session);
     }
-    let (message, sqlstate) = late.map_or_else(|| read_verbose(&session.error_message()), |late| (late, None));
+    let (message, sqlstate) = late.map_or_else(
+        || read_verbose(&session.error_message()),
+        |late| (late, None),
+    );
     Err(Error::ConnectFailed(Box::new(ConnectFailure {
         target: describe(&session),
         message,
@@ -373,14 +458,19 @@ fn open(target: &ResolvedTarget) -> Result<Session, Error> {
 }
 
 fn has_one_address(host: &str) -> bool {
-    let local = host.is_empty() || host.starts_with('/') || host.starts_with('@') || host == "localhost";
+    let local =
+        host.is_empty() || host.starts_with('/') || host.starts_with('@') || host == "localhost";
     (local && !host.contains(',')) || host.parse::<IpAddr>().is_ok()
 }
 
 /// Drives a connection until it stands or failed. What is wrong, if the time ran out.
 fn drive(session: &mut Session, timeout: Option<Duration>) -> Option<String> {
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
-    let mut progress = if session.is_bad() { Progress::Failed } else { Progress::Writing };
+    let mut progress = if session.is_bad() {
+        Progress::Failed
+    } else {
+        Progress::Writing
+    };
     loop {
         let flags = match progress {
             Progress::Done | Progress::Failed => return None,
@@ -390,7 +480,10 @@ fn drive(session: &mut Session, timeout: Option<Duration>) -> Option<String> {
         if let Some(socket) = session.socket()
             && !wait_for(socket, flags, deadline)
         {
-            return Some(format!("no answer within {} s", timeout.unwrap_or_default().as_secs()));
+            return Some(format!(
+                "no answer within {} s",
+                timeout.unwrap_or_default().as_secs()
+            ));
         }
         progress = session.poll_connect();
     }
@@ -416,12 +509,17 @@ fn wait_for(socket: BorrowedFd<'_>, flags: PollFlags, deadline: Option<Instant>)
 
 fn describe(session: &Session) -> String {
     let [host, port, database, user] = session.address();
-    [("host", host), ("port", port), ("dbname", database), ("user", user)]
-        .into_iter()
-        .filter(|(_, value)| !value.is_empty())
-        .map(|(keyword, value)| format!("{keyword}={value}"))
-        .collect::<Vec<_>>()
-        .join(" ")
+    [
+        ("host", host),
+        ("port", port),
+        ("dbname", database),
+        ("user", user),
+    ]
+    .into_iter()
+    .filter(|(_, value)| !value.is_empty())
+    .map(|(keyword, value)| format!("{keyword}={value}"))
+    .collect::<Vec<_>>()
+    .join(" ")
 }
 
 /// Takes the SQLSTATE and the source location out of libpq's verbose text, which has the form
@@ -435,14 +533,20 @@ fn read_verbose(message: &str) -> (String, Option<String>) {
         }
         let code = line.match_indices(":  ").find_map(|(at, gap)| {
             let code = line.get(at + gap.len()..at + gap.len() + 5)?;
-            let is_code = code.bytes().all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase())
+            let is_code = code
+                .bytes()
+                .all(|byte| byte.is_ascii_digit() || byte.is_ascii_uppercase())
                 && line[at + gap.len() + 5..].starts_with(": ");
             is_code.then_some((at + gap.len(), code))
         });
         match code {
             Some((at, code)) => {
                 sqlstate = Some(code.to_owned());
-                lines.push(format!("{}{}", line[..at].replace(":  ", ": "), &line[at + 7..]));
+                lines.push(format!(
+                    "{}{}",
+                    line[..at].replace(":  ", ": "),
+                    &line[at + 7..]
+                ));
             }
             None => lines.push(line.trim().to_owned()),
         }
@@ -451,7 +555,12 @@ fn read_verbose(message: &str) -> (String, Option<String>) {
 }
 
 fn one_line(message: &str) -> String {
-    message.lines().map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ")
+    message
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect::<Vec<_>>()
+        .join("; ")
 }
 
 #[cfg(test)]
@@ -476,7 +585,10 @@ mod tests {
         let plain = "connection to server at \"::1\", port 1 failed: Connection refused\n\tIs the server running?";
         let (message, sqlstate) = read_verbose(plain);
         assert_eq!(sqlstate, None);
-        assert_eq!(message, "connection to server at \"::1\", port 1 failed: Connection refused; Is the server running?");
+        assert_eq!(
+            message,
+            "connection to server at \"::1\", port 1 failed: Connection refused; Is the server running?"
+        );
     }
 
     #[test]
@@ -484,7 +596,12 @@ mod tests {
         for host in ["", "/tmp", "@abstract", "localhost", "127.0.0.1", "::1"] {
             assert!(has_one_address(host), "{host}");
         }
-        for host in ["/tmp,/var/run", "db.example.com", "127.0.0.1,127.0.0.2", "localhost,other"] {
+        for host in [
+            "/tmp,/var/run",
+            "db.example.com",
+            "127.0.0.1,127.0.0.2",
+            "localhost,other",
+        ] {
             assert!(!has_one_address(host), "{host}");
         }
     }

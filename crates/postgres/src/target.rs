@@ -62,13 +62,18 @@ pub(crate) struct ResolvedTarget {
 impl ConnectTarget {
     /// Decides host, port, database and settings.
     pub(crate) fn resolve(&self) -> Result<ResolvedTarget, Error> {
-        let conninfo = self.conninfo.as_deref().map(str::trim).filter(|conninfo| !conninfo.is_empty());
+        let conninfo = self
+            .conninfo
+            .as_deref()
+            .map(str::trim)
+            .filter(|conninfo| !conninfo.is_empty());
         if let Some(conninfo) = conninfo {
             refuse_unusable(conninfo)?;
         }
         let named = Named::ask(conninfo)?;
         let mut parameters: Vec<(String, String)> = Vec::new();
-        let mut set = |keyword: &str, value: &str| parameters.push((keyword.to_owned(), value.to_owned()));
+        let mut set =
+            |keyword: &str, value: &str| parameters.push((keyword.to_owned(), value.to_owned()));
         if let Some(conninfo) = conninfo {
             set("dbname", conninfo);
         }
@@ -89,7 +94,9 @@ impl ConnectTarget {
                     set("port", &pid.port.to_string());
                 }
                 postmaster = Some(describe_postmaster(&pid, pgdata));
-            } else if let Some(directory) = default_socket_directory(named.port.as_deref().unwrap_or("5432")) {
+            } else if let Some(directory) =
+                default_socket_directory(named.port.as_deref().unwrap_or("5432"))
+            {
                 set("host", directory);
                 host = directory.to_owned();
             }
@@ -98,7 +105,11 @@ impl ConnectTarget {
         if named.system_roots {
             // OpenSSL as compiled in looks into /usr/local/ssl; the system's own certificates lie elsewhere. What
             // "system" means for sslmode (verify-full and nothing less, `fe-connect.c`) has to be kept.
-            if let Some(file) = openssl_probe::probe().cert_file.as_deref().and_then(Path::to_str) {
+            if let Some(file) = openssl_probe::probe()
+                .cert_file
+                .as_deref()
+                .and_then(Path::to_str)
+            {
                 set("sslrootcert", file);
                 set("sslmode", "verify-full");
             }
@@ -115,14 +126,26 @@ impl ConnectTarget {
                 Some(Duration::from_secs(seconds))
             }
         };
-        set("fallback_application_name", self.application_name.as_deref().unwrap_or("leeward"));
+        set(
+            "fallback_application_name",
+            self.application_name.as_deref().unwrap_or("leeward"),
+        );
         set("client_encoding", "UTF8");
-        for (keyword, value) in [("keepalives_idle", "15"), ("keepalives_interval", "5"), ("keepalives_count", "3")] {
+        for (keyword, value) in [
+            ("keepalives_idle", "15"),
+            ("keepalives_interval", "5"),
+            ("keepalives_count", "3"),
+        ] {
             if !named.keywords.iter().any(|named| named == keyword) {
                 set(keyword, value);
             }
         }
-        Ok(ResolvedTarget { parameters, host, connect_timeout, postmaster })
+        Ok(ResolvedTarget {
+            parameters,
+            host,
+            connect_timeout,
+            postmaster,
+        })
     }
 }
 
@@ -169,7 +192,11 @@ impl Named {
                 _ => named.keywords.push(keyword),
             }
         }
-        if named.host.as_deref().is_some_and(|host| !host.starts_with('@') && host.contains('@')) {
+        if named
+            .host
+            .as_deref()
+            .is_some_and(|host| !host.starts_with('@') && host.contains('@'))
+        {
             return Err(invalid("the host name holds an \"@\"".to_owned()));
         }
         Ok(named)
@@ -180,13 +207,23 @@ fn says_port(conninfo: Option<&str>) -> bool {
     std::env::var_os("PGPORT").is_some_and(|port| !port.is_empty())
         || conninfo
             .and_then(|conninfo| parse_conninfo(conninfo).ok())
-            .is_some_and(|options| options.iter().any(|(keyword, value)| keyword == "port" && !value.is_empty()))
+            .is_some_and(|options| {
+                options
+                    .iter()
+                    .any(|(keyword, value)| keyword == "port" && !value.is_empty())
+            })
 }
 
 /// Refuses what libpq would complain about in words that repeat a part of the string, which may be a password.
 fn refuse_unusable(conninfo: &str) -> Result<(), Error> {
-    let invalid = |reason: &str| Err(Error::InvalidConninfo { reason: reason.to_owned() });
-    let uri = ["postgresql://", "postgres://"].iter().find_map(|scheme| conninfo.strip_prefix(scheme));
+    let invalid = |reason: &str| {
+        Err(Error::InvalidConninfo {
+            reason: reason.to_owned(),
+        })
+    };
+    let uri = ["postgresql://", "postgres://"]
+        .iter()
+        .find_map(|scheme| conninfo.strip_prefix(scheme));
     // Anything else is a database's name (`fe-connect.c`, `recognized_connection_string`).
     if uri.is_none() && !conninfo.contains('=') {
         return Ok(());
@@ -200,13 +237,19 @@ fn refuse_unusable(conninfo: &str) -> Result<(), Error> {
             None => "",
         };
         if behind.contains('@') {
-            return invalid("an \"@\" or \"/\" inside the user or password of a URI must be written %40 or %2F");
+            return invalid(
+                "an \"@\" or \"/\" inside the user or password of a URI must be written %40 or %2F",
+            );
         }
     }
-    let Err(message) = parse_conninfo(conninfo) else { return Ok(()) };
+    let Err(message) = parse_conninfo(conninfo) else {
+        return Ok(());
+    };
     let lower = conninfo.to_lowercase();
     if lower.contains("pass") || lower.contains("secret") || lower.contains('@') {
-        return invalid("it does not follow libpq's syntax (details are not shown, for it may hold a password)");
+        return invalid(
+            "it does not follow libpq's syntax (details are not shown, for it may hold a password)",
+        );
     }
     invalid(&message)
 }
@@ -227,13 +270,19 @@ fn describe_postmaster(pid: &PostmasterPid, pgdata: &Path) -> String {
     } else {
         "which does not exist: the server crashed or was killed, start it"
     };
-    format!("\"{}\" names process {} as the server, {state}", pgdata.join("postmaster.pid").display(), pid.pid)
+    format!(
+        "\"{}\" names process {} as the server, {state}",
+        pgdata.join("postmaster.pid").display(),
+        pid.pid
+    )
 }
 
 fn default_socket_directory(port: &str) -> Option<&'static str> {
-    SOCKET_DIRECTORIES
-        .into_iter()
-        .find(|directory| Path::new(directory).join(format!(".s.PGSQL.{port}")).exists())
+    SOCKET_DIRECTORIES.into_iter().find(|directory| {
+        Path::new(directory)
+            .join(format!(".s.PGSQL.{port}"))
+            .exists()
+    })
 }
 
 #[cfg(test)]
@@ -259,7 +308,10 @@ mod tests {
             "host=a hunter2 password=x",
         ] {
             let complaint = refused(conninfo);
-            assert!(!complaint.contains("hun") && !complaint.contains("ter2"), "{complaint}");
+            assert!(
+                !complaint.contains("hun") && !complaint.contains("ter2"),
+                "{complaint}"
+            );
         }
     }
 
@@ -277,7 +329,7 @@ mod tests {
             "postgresql://",
             "postgresql:///db?host=/tmp",
             "postgres://u:p%40ss@h1,h2:5433/db?target_session_attrs=standby",
-            "postgresql://u@h/db?options=-c%20search_path=a@b",
+            "postgresql://u@h/db?options=-c%20search_path%3Da@b",
         ] {
             assert!(refuse_unusable(conninfo).is_ok(), "{conninfo}");
         }
@@ -285,7 +337,10 @@ mod tests {
 
     #[test]
     fn debug_shows_no_conninfo() {
-        let target = ConnectTarget { conninfo: Some("password=hunter2".to_owned()), ..ConnectTarget::default() };
+        let target = ConnectTarget {
+            conninfo: Some("password=hunter2".to_owned()),
+            ..ConnectTarget::default()
+        };
         assert!(!format!("{target:?}").contains("hunter2"));
     }
 }

@@ -10,7 +10,6 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use leeward_pgformat::MajorVersion;
@@ -22,7 +21,11 @@ use crate::postmaster_pid::{PostmasterPid, PostmasterStatus};
 use crate::target::ConnectTarget;
 
 /// Where packages put the programs of one major version.
-const BIN_DIRECTORIES: [&str; 3] = ["/usr/lib/postgresql/{}/bin", "/usr/pgsql-{}/bin", "/usr/local/pgsql-{}/bin"];
+const BIN_DIRECTORIES: [&str; 3] = [
+    "/usr/lib/postgresql/{}/bin",
+    "/usr/pgsql-{}/bin",
+    "/usr/local/pgsql-{}/bin",
+];
 
 /// First and longest pause between two looks at a server.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(200));
@@ -47,17 +50,24 @@ impl BinDirectory {
         let program = path.join("postgres");
         let version = run(Command::new(&program).arg("--version"), &program)?;
         // "postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)"
-        let number = version.split_whitespace().find_map(|word| word.split(['.', 'd', 'b', 'r']).next()?.parse().ok());
+        let number = version
+            .split_whitespace()
+            .find_map(|word| word.split(['.', 'd', 'b', 'r']).next()?.parse().ok());
         match number.and_then(MajorVersion::from_u32) {
             Some(major) => Ok(BinDirectory { path, major }),
-            None => Err(Error::UnsupportedVersion { version: version.trim().to_owned() }),
+            None => Err(Error::UnsupportedVersion {
+                version: version.trim().to_owned(),
+            }),
         }
     }
 
     /// Looks where packages put the programs, and then in `PATH`.
     pub fn find(major: MajorVersion) -> Option<BinDirectory> {
-        let packaged = BIN_DIRECTORIES.iter().map(|place| PathBuf::from(place.replace("{}", &major.to_string())));
-        let in_path = std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect::<Vec<_>>());
+        let packaged = BIN_DIRECTORIES
+            .iter()
+            .map(|place| PathBuf::from(place.replace("{}", &major.to_string())));
+        let in_path =
+            std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect::<Vec<_>>());
         packaged
             .chain(in_path.into_iter().flatten())
             .filter(|place| place.join("postgres").exists())
@@ -182,8 +192,13 @@ impl Server {
         make_directory(&self.data_directory, user.as_ref())?;
         let program = self.bin.program("initdb");
         let mut command = self.command(&program, user.as_ref());
-        command.arg("-D").arg(&self.data_directory).args(["-U", &self.superuser]);
-        command.args(["--auth=trust", "--encoding=UTF8", "--locale=C"]).args(options);
+        command
+            .arg("-D")
+            .arg(&self.data_directory)
+            .args(["-U", &self.superuser]);
+        command
+            .args(["--auth=trust", "--encoding=UTF8", "--locale=C"])
+            .args(options);
         run(&mut command, &program).map(drop)
     }
 
@@ -193,8 +208,17 @@ impl Server {
     /// [`Error::Io`].
     pub fn append_config(&self, lines: &str) -> Result<(), Error> {
         let path = self.data_directory.join("postgresql.conf");
-        let write = || OpenOptions::new().append(true).open(&path)?.write_all(format!("{lines}\n").as_bytes());
-        write().map_err(|source| Error::Io { action: "write", path: path.clone(), source })
+        let write = || {
+            OpenOptions::new()
+                .append(true)
+                .open(&path)?
+                .write_all(format!("{lines}\n").as_bytes())
+        };
+        write().map_err(|source| Error::Io {
+            action: "write",
+            path: path.clone(),
+            source,
+        })
     }
 
     /// Starts the server and waits until it accepts sessions.
@@ -210,12 +234,24 @@ impl Server {
     ///
     /// # Errors
     /// As [`Server::start`].
-    pub fn start_with(&mut self, settings: &[(&str, &str)], deadline: Duration) -> Result<(), Error> {
+    pub fn start_with(
+        &mut self,
+        settings: &[(&str, &str)],
+        deadline: Duration,
+    ) -> Result<(), Error> {
         let user = self.user()?;
         make_directory(&self.socket_directory, user.as_ref())?;
         let log_path = self.log_path();
-        let failed = |source| Error::Io { action: "open", path: log_path.clone(), source };
-        let log = OpenOptions::new().create(true).append(true).open(&log_path).map_err(failed)?;
+        let failed = |source| Error::Io {
+            action: "open",
+            path: log_path.clone(),
+            source,
+        };
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log_path)
+            .map_err(failed)?;
         let program = self.bin.program("postgres");
         let mut command = self.command(&program, user.as_ref());
         command.arg("-D").arg(&self.data_directory);
@@ -234,10 +270,20 @@ impl Server {
         }
         let errors = log.try_clone().map_err(failed)?;
         // A process group of its own: Ctrl-C in a terminal is for us, and we stop the server in order.
-        command.stdin(Stdio::null()).stdout(log).stderr(errors).process_group(0);
-        let child = command.spawn().map_err(|source| could_not_run(&program, &source.to_string()))?;
+        command
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(errors)
+            .process_group(0);
+        let child = command
+            .spawn()
+            .map_err(|source| could_not_run(&program, &source.to_string()))?;
         self.child = Some(child);
-        self.wait_until("did not accept sessions", deadline, Server::accepts_sessions)
+        self.wait_until(
+            "did not accept sessions",
+            deadline,
+            Server::accepts_sessions,
+        )
     }
 
     /// Stops the server and waits until its process is gone. Nothing to do when none is running.
@@ -266,21 +312,30 @@ impl Server {
     pub fn promote(&mut self, deadline: Duration) -> Result<(), Error> {
         let program = self.bin.program("pg_ctl");
         let mut command = self.command(&program, self.user()?.as_ref());
-        command.args(["promote", "--no-wait", "--silent", "-D"]).arg(&self.data_directory);
+        command
+            .args(["promote", "--no-wait", "--silent", "-D"])
+            .arg(&self.data_directory);
         run(&mut command, &program)?;
         self.wait_until("did not leave recovery", deadline, |server| {
-            let answer = server.connect().and_then(|mut session| session.query("SELECT pg_is_in_recovery()", &[]));
+            let answer = server
+                .connect()
+                .and_then(|mut session| session.query("SELECT pg_is_in_recovery()", &[]));
             Ok(answer.is_ok_and(|rows| rows.get(0, 0) == Some("f")))
         })
     }
 
     /// Kills the server and all its processes as a crash of the machine would, and waits until they are gone.
     pub fn kill9(&mut self) {
-        let Some(postmaster) = self.process() else { return };
+        let Some(postmaster) = self.process() else {
+            return;
+        };
         let raw = postmaster.as_raw_nonzero();
-        let children = fs::read_to_string(format!("/proc/{raw}/task/{raw}/children")).unwrap_or_default();
-        let children: Vec<Pid> =
-            children.split_whitespace().filter_map(|pid| pid.parse().ok().and_then(Pid::from_raw)).collect();
+        let children =
+            fs::read_to_string(format!("/proc/{raw}/task/{raw}/children")).unwrap_or_default();
+        let children: Vec<Pid> = children
+            .split_whitespace()
+            .filter_map(|pid| pid.parse().ok().and_then(Pid::from_raw))
+            .collect();
         // The postmaster first, or it would start to recover.
         for pid in std::iter::once(postmaster).chain(children.iter().copied()) {
             let _ = kill_process(pid, Signal::KILL);
@@ -289,9 +344,11 @@ impl Server {
             let _ = child.wait();
         }
         let mut pause = PAUSE.0;
-        while children.iter().any(|pid| test_kill_process(*pid).is_ok() && !is_zombie(*pid)) {
-            sleep(pause);
-            pause = (pause * 2).min(PAUSE.1);
+        while children
+            .iter()
+            .any(|pid| test_kill_process(*pid).is_ok() && !is_zombie(*pid))
+        {
+            pause = wait_a_little(pause);
         }
     }
 
@@ -299,7 +356,9 @@ impl Server {
     pub fn is_running(&mut self) -> bool {
         match &mut self.child {
             Some(child) => matches!(child.try_wait(), Ok(None)),
-            None => matches!(PostmasterPid::read(&self.data_directory), Ok(Some(pid)) if pid.is_alive()),
+            None => {
+                matches!(PostmasterPid::read(&self.data_directory), Ok(Some(pid)) if pid.is_alive())
+            }
         }
     }
 
@@ -310,7 +369,9 @@ impl Server {
 
     /// Everything it has logged.
     pub fn log(&self) -> String {
-        fs::read(self.log_path()).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+        fs::read(self.log_path())
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default()
     }
 
     /// The file it logs to: `server.log` in the socket directory.
@@ -326,7 +387,10 @@ impl Server {
             self.port,
             quote(&self.superuser)
         );
-        ConnectTarget { conninfo: Some(conninfo), ..ConnectTarget::default() }
+        ConnectTarget {
+            conninfo: Some(conninfo),
+            ..ConnectTarget::default()
+        }
     }
 
     /// Opens a session as its superuser.
@@ -357,7 +421,10 @@ impl Server {
             return Ok(self.os_user.clone());
         }
         match fs::metadata(&self.data_directory) {
-            Ok(owner) if owner.uid() != 0 => Ok(Some(OsUser { uid: owner.uid(), gid: owner.gid() })),
+            Ok(owner) if owner.uid() != 0 => Ok(Some(OsUser {
+                uid: owner.uid(),
+                gid: owner.gid(),
+            })),
             _ => look_up("postgres").map(Some),
         }
     }
@@ -379,16 +446,25 @@ impl Server {
             // It answers, and only refuses us.
             Err(Error::ConnectFailed(failure))
                 if failure.password_missing
-                    || failure.sqlstate.as_deref().is_some_and(|state| state.starts_with("28") || state == "3D000") =>
+                    || failure
+                        .sqlstate
+                        .as_deref()
+                        .is_some_and(|state| state.starts_with("28") || state == "3D000") =>
             {
                 return Ok(true);
             }
             Err(_) => {}
         }
         if !self.is_running() {
-            return Err(could_not_run(&self.bin.program("postgres"), &self.log_tail()));
+            return Err(could_not_run(
+                &self.bin.program("postgres"),
+                &self.log_tail(),
+            ));
         }
-        let status = PostmasterPid::read(&self.data_directory).ok().flatten().map(|pid| pid.status);
+        let status = PostmasterPid::read(&self.data_directory)
+            .ok()
+            .flatten()
+            .map(|pid| pid.status);
         Ok(status == Some(PostmasterStatus::StandbyNotAccepting))
     }
 
@@ -413,8 +489,7 @@ impl Server {
                     state: self.log_tail(),
                 });
             }
-            sleep(pause);
-            pause = (pause * 2).min(PAUSE.1);
+            pause = wait_a_little(pause);
         }
     }
 
@@ -427,7 +502,10 @@ impl Server {
             file.read_to_end(&mut bytes)?;
             Ok::<_, std::io::Error>(String::from_utf8_lossy(&bytes).trim().to_owned())
         };
-        read().ok().filter(|tail| !tail.is_empty()).unwrap_or_else(|| "its log is empty".to_owned())
+        read()
+            .ok()
+            .filter(|tail| !tail.is_empty())
+            .unwrap_or_else(|| "its log is empty".to_owned())
     }
 }
 
@@ -436,41 +514,79 @@ impl Drop for Server {
         if self.keep || self.child.is_none() {
             return;
         }
-        if self.stop(StopMode::Immediate, Duration::from_secs(5)).is_err() {
+        if self
+            .stop(StopMode::Immediate, Duration::from_secs(5))
+            .is_err()
+        {
             self.kill9();
         }
     }
 }
 
+/// Lets some time pass, and says how much it should be the next time.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "nobody tells us when another process changes its state; callers look again"
+)]
+fn wait_a_little(pause: Duration) -> Duration {
+    std::thread::sleep(pause);
+    (pause * 2).min(PAUSE.1)
+}
+
 fn run(command: &mut Command, program: &Path) -> Result<String, Error> {
-    let output = command.output().map_err(|source| could_not_run(program, &source.to_string()))?;
+    let output = command
+        .output()
+        .map_err(|source| could_not_run(program, &source.to_string()))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let words = String::from_utf8_lossy(&output.stderr);
-    let words: Vec<&str> = words.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    Err(could_not_run(program, &format!("{}: {}", output.status, words.join("; "))))
+    let words: Vec<&str> = words
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    Err(could_not_run(
+        program,
+        &format!("{}: {}", output.status, words.join("; ")),
+    ))
 }
 
 fn could_not_run(program: &Path, problem: &str) -> Error {
-    Error::Program { program: program.to_owned(), problem: problem.to_owned() }
+    Error::Program {
+        program: program.to_owned(),
+        problem: problem.to_owned(),
+    }
 }
 
 fn look_up(name: &str) -> Result<OsUser, Error> {
     let program = Path::new("id");
     let ask = |option: &str| {
         let answer = run(Command::new(program).args([option, "--", name]), program)?;
-        answer.trim().parse().map_err(|_| could_not_run(program, &format!("it answered \"{}\"", answer.trim())))
+        answer
+            .trim()
+            .parse()
+            .map_err(|_| could_not_run(program, &format!("it answered \"{}\"", answer.trim())))
     };
-    Ok(OsUser { uid: ask("-u")?, gid: ask("-g")? })
+    Ok(OsUser {
+        uid: ask("-u")?,
+        gid: ask("-g")?,
+    })
 }
 
 fn make_directory(path: &Path, user: Option<&OsUser>) -> Result<(), Error> {
     if path.is_dir() {
         return Ok(());
     }
-    let failed = |source| Error::Io { action: "create", path: path.to_owned(), source };
-    fs::DirBuilder::new().mode(0o700).create(path).map_err(failed)?;
+    let failed = |source| Error::Io {
+        action: "create",
+        path: path.to_owned(),
+        source,
+    };
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .create(path)
+        .map_err(failed)?;
     if let Some(user) = user {
         chown(path, Some(user.uid), Some(user.gid)).map_err(failed)?;
     }
@@ -483,9 +599,12 @@ fn quote(value: &str) -> String {
 }
 
 fn is_zombie(pid: Pid) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+    let stat =
+        fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
     // The state follows the command's name, which stands in parentheses and may hold anything.
-    stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'))
+    stat.rsplit(')')
+        .next()
+        .is_some_and(|rest| rest.trim_start().starts_with('Z'))
 }
 
 #[cfg(test)]
@@ -501,6 +620,11 @@ mod tests {
     #[test]
     fn a_directory_without_programs_is_an_error() {
         let error = BinDirectory::new("/nonexistent").expect_err("no program there");
-        assert!(error.to_string().starts_with("could not run \"/nonexistent/postgres\""), "{error}");
+        assert!(
+            error
+                .to_string()
+                .starts_with("could not run \"/nonexistent/postgres\""),
+            "{error}"
+        );
     }
 }
