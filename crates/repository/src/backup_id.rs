@@ -26,8 +26,13 @@ impl BackupId {
     #[must_use]
     pub fn new(now: Timestamp) -> Self {
         let mut random = rand::rng();
-        let tail = (0..TAIL_LENGTH).map(|_| char::from(TAIL_LETTERS[random.random_range(0..TAIL_LETTERS.len())]));
-        Self(format!("{}-{}", now.strftime(TIME_FORMAT), tail.collect::<String>()))
+        let tail = (0..TAIL_LENGTH)
+            .map(|_| char::from(TAIL_LETTERS[random.random_range(0..TAIL_LETTERS.len())]));
+        Self(format!(
+            "{}-{}",
+            now.strftime(TIME_FORMAT),
+            tail.collect::<String>()
+        ))
     }
 
     /// The id as text.
@@ -49,7 +54,9 @@ impl FromStr for BackupId {
                     _ => byte.is_ascii_digit(),
                 })
                 && tail.len() == TAIL_LENGTH
-                && tail.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+                && tail
+                    .bytes()
+                    .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
         });
         if valid {
             Ok(Self(text.to_owned()))
@@ -73,6 +80,8 @@ impl Serialize for BackupId {
 
 impl<'de> Deserialize<'de> for BackupId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
     }
 }

@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use leeward_pgformat::{SystemIdentifier, TimelineId};
 use serde::{Deserialize, Serialize};
 
 use crate::backup_id::BackupId;
+use crate::document;
+use crate::layout;
 use crate::repository_error::RepositoryError;
-use crate::store::Store;
-use crate::summary::BackupSummary;
+use crate::store::{self, Key, ObjectVersion, RemoteProblem, Store, StoreError};
+use crate::summary::{BackupSummary, FORMAT_VERSION};
 
 /// `leeward.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,22 +69,61 @@ pub struct Backups {
 }
 
 impl Repository {
-    /// Creates `leeward.json`. [`RepositoryError::RepositoryExists`] if there is one.
+    /// Creates `leeward.json`.
+    ///
+    /// # Errors
+    /// [`RepositoryError::RepositoryExists`] if there is one; those of the store.
     pub fn create(store: Arc<dyn Store>) -> Result<Self, RepositoryError> {
-        let _ = store;
-        todo!()
+        let id: [u8; 16] = rand::random();
+        let file = RepositoryFile {
+            format_version: FORMAT_VERSION,
+            repository_id: id.iter().map(|byte| format!("{byte:02x}")).collect(),
+            created_at: now(),
+            leeward_version: env!("CARGO_PKG_VERSION").to_owned(),
+            key_slots: Vec::new(),
+        };
+        let key = layout::repository()?;
+        match store.create(&key, document::encode(key.as_str(), &file)?) {
+            Ok(()) => Ok(Self { store, file }),
+            Err(StoreError::AlreadyExists { .. }) => Err(RepositoryError::RepositoryExists {
+                location: store.location().to_string(),
+            }),
+            Err(error) => Err(error.into()),
+        }
     }
 
-    /// Reads `leeward.json`. [`RepositoryError::NoRepository`] if there is none.
+    /// Reads `leeward.json`.
+    ///
+    /// # Errors
+    /// [`RepositoryError::NoRepository`] if there is none, [`RepositoryError::NewerFormat`],
+    /// [`RepositoryError::Damaged`]; those of the store.
     pub fn open(store: Arc<dyn Store>) -> Result<Self, RepositoryError> {
-        let _ = store;
-        todo!()
+        let key = layout::repository()?;
+        match store.get(&key) {
+            Ok(text) => {
+                let file = document::decode(key.as_str(), &text)?;
+                Ok(Self { store, file })
+            }
+            Err(error) if error.is_not_found() => Err(RepositoryError::NoRepository {
+                location: store.location().to_string(),
+            }),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Opens, or creates where there is none; two that create at once agree.
+    ///
+    /// # Errors
+    /// As [`Repository::open`], but for the repository's absence.
     pub fn open_or_create(store: Arc<dyn Store>) -> Result<Self, RepositoryError> {
-        let _ = store;
-        todo!()
+        match Self::open(Arc::clone(&store)) {
+            Err(RepositoryError::NoRepository { .. }) => {}
+            other => return other,
+        }
+        match Self::create(Arc::clone(&store)) {
+            Err(RepositoryError::RepositoryExists { .. }) => Self::open(store),
+            other => other,
+        }
     }
 
     /// Where its objects are.
@@ -97,16 +139,59 @@ impl Repository {
     }
 
     /// The folder of the cluster `name`, which need not exist yet.
+    ///
+    /// # Errors
+    /// [`RepositoryError::InvalidClusterName`].
     pub fn cluster(&self, name: &str) -> Result<Cluster, RepositoryError> {
-        let _ = name;
-        todo!()
+        if !is_cluster_name(name) {
+            return Err(RepositoryError::InvalidClusterName {
+                name: name.to_owned(),
+            });
+        }
+        Ok(Cluster {
+            store: Arc::clone(&self.store),
+            name: name.to_owned(),
+        })
     }
 
     /// The names of all clusters, sorted.
+    ///
+    /// # Errors
+    /// Those of the store.
     pub fn clusters(&self) -> Result<Vec<String>, RepositoryError> {
-        todo!()
+        let mut names = Vec::new();
+        for name in self.store.list_folders("")? {
+            if is_cluster_name(&name) && exists(&*self.store, &layout::cluster(&name)?)? {
+                names.push(name);
+            }
+        }
+        Ok(names)
     }
 }
+
+/// 1 to 63 letters, digits, `-`, `_` and `.`, the first a letter or digit.
+fn is_cluster_name(name: &str) -> bool {
+    name.len() <= 63
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+}
+
+fn now() -> String {
+    Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+fn exists(store: &dyn Store, key: &Key) -> Result<bool, RepositoryError> {
+    match store.size(key) {
+        Ok(_) => Ok(true),
+        Err(error) if error.is_not_found() => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// How often `cluster.json` is read again when somebody else changes it at the same moment.
+const CLAIM_ATTEMPTS: u32 = 10;
 
 impl Cluster {
     /// Its name in the repository.
@@ -122,48 +207,208 @@ impl Cluster {
     }
 
     /// `cluster.json`; `None` before the first backup.
+    ///
+    /// # Errors
+    /// [`RepositoryError::Damaged`], [`RepositoryError::NewerFormat`]; those of the store.
     pub fn file(&self) -> Result<Option<ClusterFile>, RepositoryError> {
-        todo!()
+        Ok(self.versioned_file()?.map(|(file, _)| file))
     }
 
-    /// Before anything is written: records the system identifier, or holds it to the recorded one
-    /// ([`RepositoryError::ClusterMismatch`]); remembers the timeline.
-    pub fn claim(&self, system_identifier: SystemIdentifier, timeline: TimelineId) -> Result<(), RepositoryError> {
-        let _ = (system_identifier, timeline);
-        todo!()
+    fn versioned_file(&self) -> Result<Option<(ClusterFile, ObjectVersion)>, RepositoryError> {
+        let key = layout::cluster(&self.name)?;
+        match self.store.get_versioned(&key)? {
+            Some((text, version)) => Ok(Some((document::decode(key.as_str(), &text)?, version))),
+            None => Ok(None),
+        }
+    }
+
+    /// Before anything is written: records the system identifier, or holds it to the recorded one; remembers the
+    /// timeline.
+    ///
+    /// # Errors
+    /// [`RepositoryError::ClusterMismatch`] and those of [`Cluster::file`].
+    pub fn claim(
+        &self,
+        system_identifier: SystemIdentifier,
+        timeline: TimelineId,
+    ) -> Result<(), RepositoryError> {
+        let key = layout::cluster(&self.name)?;
+        for attempt in 1.. {
+            let written = match self.versioned_file()? {
+                None => {
+                    let file = ClusterFile {
+                        format_version: FORMAT_VERSION,
+                        cluster: self.name.clone(),
+                        system_identifier,
+                        timelines: vec![timeline.0],
+                        created_at: now(),
+                    };
+                    self.store
+                        .create(&key, document::encode(key.as_str(), &file)?)
+                }
+                Some((file, _)) if file.system_identifier != system_identifier => {
+                    return Err(RepositoryError::ClusterMismatch {
+                        cluster: self.name.clone(),
+                        recorded: file.system_identifier,
+                        found: system_identifier,
+                    });
+                }
+                Some((file, _)) if file.timelines.contains(&timeline.0) => return Ok(()),
+                Some((mut file, version)) => {
+                    file.timelines.push(timeline.0);
+                    file.timelines.sort_unstable();
+                    let text = document::encode(key.as_str(), &file)?;
+                    self.store.replace(&key, text, &version).map(drop)
+                }
+            };
+            match written {
+                Ok(()) => return Ok(()),
+                Err(StoreError::AlreadyExists { .. } | StoreError::Conflict { .. })
+                    if attempt < CLAIM_ATTEMPTS => {}
+                // The list of timelines is for people; a store that cannot replace safely does without.
+                Err(StoreError::Remote {
+                    problem: RemoteProblem::NoConditionalWrites,
+                    ..
+                }) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     /// All listed backups. One that cannot be read does not hide the others.
+    ///
+    /// # Errors
+    /// Those of the store.
     pub fn backups(&self) -> Result<Backups, RepositoryError> {
-        todo!()
+        let mut backups = Backups::default();
+        for id in self.folders()? {
+            match self.backup(&id) {
+                Ok(summary) => backups.sound.push(summary),
+                Err(RepositoryError::NoBackup { .. }) => {}
+                Err(error) if is_about_content(&error) => backups.unreadable.push((id, error)),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(backups)
+    }
+
+    /// The ids of all backup folders, finished or not, oldest first.
+    fn folders(&self) -> Result<Vec<BackupId>, RepositoryError> {
+        let names = self
+            .store
+            .list_folders(&layout::backups_folder(&self.name))?;
+        let mut ids: Vec<BackupId> = names.iter().filter_map(|name| name.parse().ok()).collect();
+        ids.sort();
+        Ok(ids)
     }
 
     /// The summary of one backup.
+    ///
+    /// # Errors
+    /// [`RepositoryError::NoBackup`], [`RepositoryError::Damaged`], [`RepositoryError::NewerFormat`]; those of the store.
     pub fn backup(&self, id: &BackupId) -> Result<BackupSummary, RepositoryError> {
-        let _ = id;
-        todo!()
+        let key = layout::summary(&self.name, id)?;
+        let text = match self.store.get(&key) {
+            Ok(text) => text,
+            Err(error) if error.is_not_found() => return Err(self.no_backup(id.as_str())),
+            Err(error) => return Err(error.into()),
+        };
+        let summary: BackupSummary = document::decode(key.as_str(), &text)?;
+        if summary.id != *id || summary.cluster != self.name {
+            let problem = format!(
+                "it describes backup \"{}\" of cluster \"{}\"",
+                summary.id, summary.cluster
+            );
+            return Err(RepositoryError::damaged(&key, "text", problem));
+        }
+        Ok(summary)
     }
 
-    /// The backup that `latest`, an id, or a unique prefix of one names.
+    fn no_backup(&self, wanted: &str) -> RepositoryError {
+        RepositoryError::NoBackup {
+            wanted: wanted.to_owned(),
+            cluster: self.name.clone(),
+        }
+    }
+
+    /// The backup that `latest`, an id, or a unique prefix of one names. Where it names one whose summary cannot be
+    /// read, that is the error: never an older one in its place.
+    ///
+    /// # Errors
+    /// [`RepositoryError::NoBackup`], [`RepositoryError::AmbiguousBackup`] and those of [`Cluster::backup`].
     pub fn resolve(&self, wanted: &str) -> Result<BackupSummary, RepositoryError> {
-        let _ = wanted;
-        todo!()
+        let mut candidates = Vec::new();
+        for id in self.folders()?.into_iter().rev() {
+            let fits =
+                wanted == "latest" || (!wanted.is_empty() && id.as_str().starts_with(wanted));
+            if fits && exists(&*self.store, &layout::summary(&self.name, &id)?)? {
+                candidates.push(id);
+                if wanted == "latest" {
+                    break;
+                }
+            }
+        }
+        match candidates.as_slice() {
+            [] => Err(self.no_backup(wanted)),
+            [id] => self.backup(id),
+            several => Err(RepositoryError::AmbiguousBackup {
+                wanted: wanted.to_owned(),
+                candidates: several.iter().rev().map(ToString::to_string).collect(),
+            }),
+        }
     }
 
     /// Writes `backup.json`, which makes the backup exist. Everything else must be durable before.
+    ///
+    /// # Errors
+    /// [`RepositoryError::BackupExists`]; those of the store.
     pub fn commit(&self, summary: &BackupSummary) -> Result<(), RepositoryError> {
-        let _ = summary;
-        todo!()
+        let key = layout::summary(&self.name, &summary.id)?;
+        match self
+            .store
+            .create(&key, document::encode(key.as_str(), summary)?)
+        {
+            Ok(()) => Ok(()),
+            Err(StoreError::AlreadyExists { .. }) => Err(RepositoryError::BackupExists {
+                id: summary.id.to_string(),
+                cluster: self.name.clone(),
+            }),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Backups that were begun and never committed, oldest first.
+    ///
+    /// # Errors
+    /// Those of the store.
     pub fn unfinished(&self) -> Result<Vec<BackupId>, RepositoryError> {
-        todo!()
+        let mut unfinished = Vec::new();
+        for id in self.folders()? {
+            if !exists(&*self.store, &layout::summary(&self.name, &id)?)? {
+                unfinished.push(id);
+            }
+        }
+        Ok(unfinished)
     }
 
-    /// Deletes a backup, finished or not: `backup.json` first, then the rest.
+    /// Deletes a backup, finished or not: `backup.json` first, then the rest. Other backups that point into its packs
+    /// are the caller's business.
+    ///
+    /// # Errors
+    /// Those of the store.
     pub fn remove(&self, id: &BackupId) -> Result<(), RepositoryError> {
-        let _ = id;
-        todo!()
+        let folder = layout::backup_folder(&self.name, id);
+        self.store.delete(&layout::summary(&self.name, id)?)?;
+        for object in store::list_all(&*self.store, &folder)? {
+            self.store.delete(&object.key)?;
+        }
+        self.store.remove_leftovers(&folder)?;
+        Ok(())
     }
+}
+
+/// Whether an error is about what an object says rather than about reaching it.
+fn is_about_content(error: &RepositoryError) -> bool {
+    error.is_damage() || matches!(error, RepositoryError::NewerFormat { .. })
 }

@@ -123,7 +123,11 @@ impl Compressor {
     ///
     /// # Errors
     /// Only when the library has no memory.
-    pub fn compress(&mut self, plain: &[u8], out: &mut Vec<u8>) -> Result<CompressionUsed, CompressionError> {
+    pub fn compress(
+        &mut self,
+        plain: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<CompressionUsed, CompressionError> {
         let used = self.compress_paying(plain, out)?;
         if used == CompressionUsed::None {
             out.clear();
@@ -147,7 +151,11 @@ impl Compressor {
     }
 
     /// As [`Compressor::compress`], but leaves anything in `out` where compression does not pay.
-    fn compress_paying(&mut self, plain: &[u8], out: &mut Vec<u8>) -> Result<CompressionUsed, CompressionError> {
+    fn compress_paying(
+        &mut self,
+        plain: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<CompressionUsed, CompressionError> {
         let failed = |reason: &str| CompressionError {
             length: plain.len(),
             reason: reason.to_owned(),
@@ -170,7 +178,8 @@ impl Compressor {
             }
             Compression::Lz4 => {
                 out.resize(lz4_flex::block::get_maximum_output_size(plain.len()), 0);
-                let length = lz4_flex::block::compress_into(plain, out).map_err(|error| failed(&error.to_string()))?;
+                let length = lz4_flex::block::compress_into(plain, out)
+                    .map_err(|error| failed(&error.to_string()))?;
                 out.truncate(length);
                 CompressionUsed::Lz4
             }
@@ -191,7 +200,9 @@ fn context<'a>(
     if slot.is_none() {
         let mut context = CCtx::try_create().ok_or("out of memory")?;
         for parameter in parameters() {
-            context.set_parameter(parameter).map_err(zstd_safe::get_error_name)?;
+            context
+                .set_parameter(parameter)
+                .map_err(zstd_safe::get_error_name)?;
         }
         *slot = Some(context);
     }
@@ -342,7 +353,9 @@ impl Decompressor {
             CompressionUsed::Zstd => {
                 match zstd_safe::get_frame_content_size(stored) {
                     Ok(Some(length)) if length == expected_length as u64 => {}
-                    Ok(Some(length)) => return Err(failed(format!("the zstd frame declares {length} bytes"))),
+                    Ok(Some(length)) => {
+                        return Err(failed(format!("the zstd frame declares {length} bytes")));
+                    }
                     Ok(None) => return Err(failed("the zstd frame declares no length".to_owned())),
                     Err(_) => return Err(failed("not a zstd frame".to_owned())),
                 }
@@ -358,7 +371,8 @@ impl Decompressor {
             }
             CompressionUsed::Lz4 => {
                 plain.resize(expected_length, 0);
-                let length = lz4_flex::block::decompress_into(stored, plain).map_err(|error| failed(error.to_string()))?;
+                let length = lz4_flex::block::decompress_into(stored, plain)
+                    .map_err(|error| failed(error.to_string()))?;
                 plain.truncate(length);
             }
         }

@@ -99,7 +99,9 @@ pub enum FrameDamage {
     #[error(transparent)]
     Decompression(#[from] crate::codec::DecompressionError),
     /// A newer leeward wrote this frame.
-    #[error("{what} {number} is not known to this version of leeward (repository format 1): a newer leeward wrote it")]
+    #[error(
+        "{what} {number} is not known to this version of leeward (repository format 1): a newer leeward wrote it"
+    )]
     Unknown {
         /// "compression", "page transform" or "sealing".
         what: &'static str,
@@ -187,12 +189,17 @@ pub fn decode_frame_into(
     if entry.sealing != 0 {
         return Err(unknown("sealing", entry.sealing));
     }
-    let compression =
-        CompressionUsed::from_u8(entry.compression).ok_or_else(|| unknown("compression", entry.compression))?;
+    let compression = CompressionUsed::from_u8(entry.compression)
+        .ok_or_else(|| unknown("compression", entry.compression))?;
     if entry.transform != 0 {
         return Err(unknown("page transform", entry.transform));
     }
-    decompressor.decompress_into(stored, compression, entry.transformed_length as usize, plain)?;
+    decompressor.decompress_into(
+        stored,
+        compression,
+        entry.transformed_length as usize,
+        plain,
+    )?;
     let plain_hash = match compression {
         CompressionUsed::None => hash,
         _ => Hash::of(plain),
@@ -217,7 +224,10 @@ impl FrameEntry {
     /// Whether the lengths can be those of a frame; to be asked before anything is allocated.
     pub(crate) fn check_lengths(&self) -> Result<(), String> {
         if self.plain_length as usize > FRAME_BYTES_LIMIT {
-            return Err(format!("{} plain bytes, at most {FRAME_BYTES_LIMIT}", self.plain_length));
+            return Err(format!(
+                "{} plain bytes, at most {FRAME_BYTES_LIMIT}",
+                self.plain_length
+            ));
         }
         if self.transformed_length > self.plain_length {
             return Err(format!(

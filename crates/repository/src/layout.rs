@@ -71,6 +71,10 @@ pub fn backup_wal(cluster: &str, id: &BackupId, name: &str) -> Result<Key, Repos
 }
 
 /// `<cluster>/wal/<timeline>/<name>.zst`, the timeline in eight hexadecimal digits as in WAL segment names.
-pub fn archived_wal(cluster: &str, timeline: TimelineId, name: &str) -> Result<Key, RepositoryError> {
+pub fn archived_wal(
+    cluster: &str,
+    timeline: TimelineId,
+    name: &str,
+) -> Result<Key, RepositoryError> {
     key(format!("{cluster}/wal/{:08X}/{name}.zst", timeline.0))
 }

@@ -5,6 +5,8 @@
 pub mod backup_id;
 pub mod catalog;
 pub mod codec;
+mod document;
+pub mod error;
 mod fields;
 pub mod file_path;
 pub mod frame;
@@ -12,13 +14,12 @@ pub mod hash;
 pub mod layout;
 pub mod manifest;
 pub mod pack;
+pub mod process;
 pub mod repository_error;
+pub mod store;
 pub mod summary;
 mod trailer;
-pub mod wal_object;
-pub mod error;
-pub mod process;
-pub mod store;
 pub mod url;
+pub mod wal_object;
 
 pub use repository_error::RepositoryError;

@@ -90,7 +90,7 @@ pub struct WalRecord {
     pub stored_length: u64,
     /// BLAKE3 of the plain file.
     pub plain_hash: Hash,
-    /// BLAKE3 of the object.
+    /// What the object ends with: BLAKE3 of all its other bytes.
     pub stored_hash: Hash,
 }
 
@@ -128,4 +128,3 @@ pub struct ManifestInfo {
     /// WAL objects.
     pub wal_objects: u64,
 }
-

@@ -128,7 +128,9 @@ impl PackWriter {
                 })
                 .collect::<Result<_, RepositoryError>>()?,
         };
-        entry.check_lengths().map_err(|problem| self.unwritable(problem))?;
+        entry
+            .check_lengths()
+            .map_err(|problem| self.unwritable(problem))?;
         self.upload.write(&frame.stored)?;
         entry.encode(&mut self.frames);
         for piece in &entry.pieces {
@@ -148,7 +150,9 @@ impl PackWriter {
             return Ok(*number);
         }
         if !path.is_safe() {
-            return Err(self.unwritable(format!("\"{path}\" is not a path that a restore could use")));
+            return Err(
+                self.unwritable(format!("\"{path}\" is not a path that a restore could use"))
+            );
         }
         let number = self.file_numbers.len() as u32;
         encode_path(path, &mut self.files);
@@ -253,7 +257,11 @@ impl PackIndex {
     ///
     /// # Errors
     /// [`RepositoryError::Damaged`], [`RepositoryError::NewerFormat`], and those of the store.
-    pub fn read(store: &dyn Store, key: &Key, expected: Option<&PackInfo>) -> Result<Self, RepositoryError> {
+    pub fn read(
+        store: &dyn Store,
+        key: &Key,
+        expected: Option<&PackInfo>,
+    ) -> Result<Self, RepositoryError> {
         let size = match expected {
             Some(info) => info.size,
             None => store.size(key)?,
@@ -262,7 +270,9 @@ impl PackIndex {
         let (trailer, index) = trailer::read_end(trailer::PACK, store, key, size, hash)?;
         let index = Self::decode(key.as_str(), &trailer, &index)?;
         match expected {
-            Some(info) if info.number != index.number() || info.frames as usize != index.frames.len() => {
+            Some(info)
+                if info.number != index.number() || info.frames as usize != index.frames.len() =>
+            {
                 Err(RepositoryError::damaged(
                     key,
                     "index",
@@ -282,15 +292,27 @@ impl PackIndex {
     /// The pack's number in its backup.
     #[must_use]
     pub fn number(&self) -> u32 {
-        u32::from_le_bytes([self.header[12], self.header[13], self.header[14], self.header[15]])
+        u32::from_le_bytes([
+            self.header[12],
+            self.header[13],
+            self.header[14],
+            self.header[15],
+        ])
     }
 
     /// A decompressed index. Every length is checked before anything of that size is allocated.
-    pub(crate) fn decode(object: &str, trailer: &Trailer, index: &[u8]) -> Result<Self, RepositoryError> {
+    pub(crate) fn decode(
+        object: &str,
+        trailer: &Trailer,
+        index: &[u8],
+    ) -> Result<Self, RepositoryError> {
         let damaged = |problem: String| RepositoryError::damaged(object, "index", problem);
-        let parsed = Self::parse(index).ok_or_else(|| damaged("its tables do not fit its length".to_owned()))?;
+        let parsed = Self::parse(index)
+            .ok_or_else(|| damaged("its tables do not fit its length".to_owned()))?;
         if parsed.frames.len() != trailer.count as usize {
-            return Err(damaged("it counts other frames than the trailer".to_owned()));
+            return Err(damaged(
+                "it counts other frames than the trailer".to_owned(),
+            ));
         }
         if parsed.header[..8] != trailer::PACK.header_magic {
             return Err(damaged("it does not repeat the pack's header".to_owned()));
@@ -300,18 +322,26 @@ impl PackIndex {
             let wrong = |problem: String| damaged(format!("frame {number}: {problem}"));
             frame.check_lengths().map_err(wrong)?;
             if frame.offset != offset {
-                return Err(wrong(format!("begins at byte {}, not {offset}", frame.offset)));
+                return Err(wrong(format!(
+                    "begins at byte {}, not {offset}",
+                    frame.offset
+                )));
             }
             offset += u64::from(frame.stored_length);
             let mut covered = 0_u64;
             for piece in &frame.pieces {
                 covered += u64::from(piece.length);
-                if piece.file as usize >= parsed.files.len() || piece.offset.checked_add(piece.length.into()).is_none() {
+                if piece.file as usize >= parsed.files.len()
+                    || piece.offset.checked_add(piece.length.into()).is_none()
+                {
                     return Err(wrong("a piece lies nowhere".to_owned()));
                 }
             }
             if covered != u64::from(frame.plain_length) {
-                return Err(wrong(format!("{covered} bytes in pieces, {} in all", frame.plain_length)));
+                return Err(wrong(format!(
+                    "{covered} bytes in pieces, {} in all",
+                    frame.plain_length
+                )));
             }
         }
         if offset != trailer.index_offset {
@@ -364,7 +394,11 @@ impl PackIndex {
             }
             frames.push(frame);
         }
-        (pieces.len() == 0).then_some(Self { header, files, frames })
+        (pieces.len() == 0).then_some(Self {
+            header,
+            files,
+            frames,
+        })
     }
 
     /// What a frame holds, for messages: `frame 12 ("base/5/16384" blocks 128 to 255)`.
@@ -373,7 +407,12 @@ impl PackIndex {
         let Some(entry) = self.frames.get(frame as usize) else {
             return format!("frame {frame}");
         };
-        let pieces: Vec<String> = entry.pieces.iter().take(3).map(|piece| self.describe_piece(entry, piece)).collect();
+        let pieces: Vec<String> = entry
+            .pieces
+            .iter()
+            .take(3)
+            .map(|piece| self.describe_piece(entry, piece))
+            .collect();
         let more = match entry.pieces.len() {
             0..=3 => String::new(),
             count => format!(" and {} more", count - 3),
@@ -386,10 +425,13 @@ impl PackIndex {
             return format!("file {}", piece.file);
         };
         let page = u64::from(entry.page_size);
-        let relation = std::str::from_utf8(&path.path).ok().and_then(RelationSegment::parse);
+        let relation = std::str::from_utf8(&path.path)
+            .ok()
+            .and_then(RelationSegment::parse);
         match relation {
             Some(relation) if page > 0 && piece.length > 0 => {
-                let first = u64::from(relation.segment) * u64::from(RELATION_SEGMENT_BLOCKS) + piece.offset / page;
+                let first = u64::from(relation.segment) * u64::from(RELATION_SEGMENT_BLOCKS)
+                    + piece.offset / page;
                 let last = first + u64::from(piece.length - 1) / page;
                 format!("\"{path}\" blocks {first} to {last}")
             }
@@ -409,11 +451,16 @@ impl PackIndex {
         decompressor: &mut Decompressor,
     ) -> Result<Vec<u8>, RepositoryError> {
         let Some(entry) = self.frames.get(frame as usize) else {
-            return Err(RepositoryError::damaged(key, format!("frame {frame}"), "the pack has no such frame"));
+            return Err(RepositoryError::damaged(
+                key,
+                format!("frame {frame}"),
+                "the pack has no such frame",
+            ));
         };
         let end = entry.offset + u64::from(entry.stored_length);
         let stored = store.get_range(key, entry.offset..end)?;
-        decode_frame(entry, &stored, decompressor).map_err(|damage| self.frame_error(key, frame, damage))
+        decode_frame(entry, &stored, decompressor)
+            .map_err(|damage| self.frame_error(key, frame, damage))
     }
 
     /// What was found wrong with a frame as an error that names it.
@@ -424,7 +471,11 @@ impl PackIndex {
                 object: key.to_string(),
                 what,
                 found: number.into(),
-                known: if what == "compression" { CompressionUsed::Lz4 as u64 } else { 0 },
+                known: if what == "compression" {
+                    CompressionUsed::Lz4 as u64
+                } else {
+                    0
+                },
             },
             damage => RepositoryError::damaged(key, self.describe_frame(frame), damage),
         }
@@ -451,7 +502,11 @@ pub fn check_pack(
         Err(error) => return Err(error),
     };
     if store.get_range(key, 0..HEADER_BYTES as u64)?[..] != index.header[..] {
-        found(RepositoryError::damaged(key, "header", "it is not the one that the index repeats"));
+        found(RepositoryError::damaged(
+            key,
+            "header",
+            "it is not the one that the index repeats",
+        ));
     }
     let mut decompressor = Decompressor::new();
     let mut sound = 0;

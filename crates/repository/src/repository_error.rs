@@ -11,7 +11,7 @@ use crate::store::StoreError;
 pub enum RepositoryError {
     /// The store failed.
     #[error(transparent)]
-    Store(#[from] StoreError),
+    Store(Box<StoreError>),
     /// An object is not what was written.
     #[error("object \"{object}\" is damaged: {part}: {problem}")]
     Damaged {
@@ -23,7 +23,9 @@ pub enum RepositoryError {
         problem: String,
     },
     /// A newer leeward wrote this.
-    #[error("object \"{object}\" has {what} {found}, and this version of leeward knows up to {known}")]
+    #[error(
+        "object \"{object}\" has {what} {found}, and this version of leeward knows up to {known}"
+    )]
     NewerFormat {
         /// The object's key.
         object: String,
@@ -65,7 +67,9 @@ pub enum RepositoryError {
         cluster: String,
     },
     /// A name that no cluster may have.
-    #[error("\"{name}\" cannot be the name of a cluster: use 1 to 63 of a-z, A-Z, 0-9, \"-\", \"_\" and \".\", beginning with a letter or digit")]
+    #[error(
+        "\"{name}\" cannot be the name of a cluster: use 1 to 63 of a-z, A-Z, 0-9, \"-\", \"_\" and \".\", beginning with a letter or digit"
+    )]
     InvalidClusterName {
         /// The name.
         name: String,
@@ -115,8 +119,18 @@ pub enum RepositoryError {
     },
 }
 
+impl From<StoreError> for RepositoryError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Box::new(error))
+    }
+}
+
 impl RepositoryError {
-    pub(crate) fn damaged(object: impl ToString, part: impl ToString, problem: impl ToString) -> Self {
+    pub(crate) fn damaged(
+        object: impl ToString,
+        part: impl ToString,
+        problem: impl ToString,
+    ) -> Self {
         Self::Damaged {
             object: object.to_string(),
             part: part.to_string(),
@@ -127,7 +141,11 @@ impl RepositoryError {
     /// Whether stored data was found damaged (exit code 4).
     #[must_use]
     pub fn is_damage(&self) -> bool {
-        matches!(self, Self::Damaged { .. }) || matches!(self, Self::Store(StoreError::Truncated { .. }))
+        match self {
+            Self::Damaged { .. } => true,
+            Self::Store(error) => matches!(**error, StoreError::Truncated { .. }),
+            _ => false,
+        }
     }
 
     /// What to do about it, in one sentence, where there is something to say.
@@ -135,19 +153,23 @@ impl RepositoryError {
     pub fn hint(&self) -> Option<&'static str> {
         match self {
             Self::Store(error) => error.hint(),
-            Self::NewerFormat { .. } => Some("use the version of leeward that wrote it, or a later one"),
-            Self::NoRepository { .. } => {
-                Some("check the URL, or create the repository with \"leeward init\"; the first backup creates it too")
+            Self::NewerFormat { .. } => {
+                Some("use the version of leeward that wrote it, or a later one")
             }
-            Self::ClusterMismatch { .. } => {
-                Some("check the data directory and the URL; another cluster goes into the same repository under a name of its own, by --cluster NAME")
-            }
-            Self::NoCluster { .. } => Some("see \"leeward list\" for the clusters in the repository, and choose one with --cluster NAME"),
+            Self::NoRepository { .. } => Some(
+                "check the URL, or create the repository with \"leeward init\"; the first backup creates it too",
+            ),
+            Self::ClusterMismatch { .. } => Some(
+                "check the data directory and the URL; another cluster goes into the same repository under a name of its own, by --cluster NAME",
+            ),
+            Self::NoCluster { .. } => Some(
+                "see \"leeward list\" for the clusters in the repository, and choose one with --cluster NAME",
+            ),
             Self::NoBackup { .. } => Some("see \"leeward list\" for the backups there are"),
             Self::AmbiguousBackup { .. } => Some("give more letters of the backup's id"),
-            Self::Damaged { .. } => {
-                Some("restore the object from another copy of the repository, or use another backup; \"leeward verify\" says what else is affected")
-            }
+            Self::Damaged { .. } => Some(
+                "restore the object from another copy of the repository, or use another backup; \"leeward verify\" says what else is affected",
+            ),
             _ => None,
         }
     }

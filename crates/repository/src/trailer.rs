@@ -79,7 +79,11 @@ pub(crate) fn encode_end(
     if index.len() > INDEX_BYTES_LIMIT as usize {
         return Err(RepositoryError::Unwritable {
             object: object.to_owned(),
-            problem: format!("its {} would have {} bytes, at most {INDEX_BYTES_LIMIT}", kind.index_name, index.len()),
+            problem: format!(
+                "its {} would have {} bytes, at most {INDEX_BYTES_LIMIT}",
+                kind.index_name,
+                index.len()
+            ),
         });
     }
     let mut end = Vec::new();
@@ -139,11 +143,20 @@ pub(crate) fn read_end(
     expected: Option<Hash>,
 ) -> Result<(Trailer, Vec<u8>), RepositoryError> {
     if size < (HEADER_BYTES + TRAILER_BYTES) as u64 {
-        return Err(RepositoryError::damaged(key, "trailer", format!("the object has only {size} bytes")));
+        return Err(RepositoryError::damaged(
+            key,
+            "trailer",
+            format!("the object has only {size} bytes"),
+        ));
     }
     let tail = store.get_range(key, size.saturating_sub(TAIL_BYTES)..size)?;
     decode_end(kind, key.as_str(), size, expected, &tail, &mut |length| {
-        Ok(store.get_range(key, size - tail.len() as u64 - length..size - tail.len() as u64)?.to_vec())
+        Ok(store
+            .get_range(
+                key,
+                size - tail.len() as u64 - length..size - tail.len() as u64,
+            )?
+            .to_vec())
     })
 }
 
@@ -166,14 +179,19 @@ pub(crate) fn decode_end(
     let Some(trailer) = Trailer::decode(raw) else {
         return Err(damaged("trailer", "too short"));
     };
-    let index_end = trailer.index_offset.checked_add(u64::from(trailer.stored_length));
+    let index_end = trailer
+        .index_offset
+        .checked_add(u64::from(trailer.stored_length));
     if trailer.object_size != size
         || index_end != size.checked_sub(TRAILER_BYTES as u64)
         || trailer.index_offset < HEADER_BYTES as u64
         || trailer.stored_length > INDEX_BYTES_LIMIT
         || trailer.plain_length > INDEX_BYTES_LIMIT
     {
-        return Err(damaged("trailer", &format!("impossible lengths for an object of {size} bytes")));
+        return Err(damaged(
+            "trailer",
+            &format!("impossible lengths for an object of {size} bytes"),
+        ));
     }
     let stored_length = trailer.stored_length as usize;
     let fetched;
@@ -189,10 +207,16 @@ pub(crate) fn decode_end(
         &fetched
     };
     if Hash::of_parts(&[stored, &raw[..HASHED_BYTES]]) != trailer.hash {
-        return Err(damaged(kind.index_name, "its bytes are not those that were written"));
+        return Err(damaged(
+            kind.index_name,
+            "its bytes are not those that were written",
+        ));
     }
     if let Some(expected) = expected.filter(|expected| *expected != trailer.hash) {
-        let problem = format!("it is another one than was recorded: its hash is {}, not {expected}", trailer.hash);
+        let problem = format!(
+            "it is another one than was recorded: its hash is {}, not {expected}",
+            trailer.hash
+        );
         return Err(damaged(kind.index_name, &problem));
     }
     let newer = |what, found: u64, known: u64| RepositoryError::NewerFormat {
@@ -202,13 +226,22 @@ pub(crate) fn decode_end(
         known,
     };
     if trailer.version > OBJECT_VERSION {
-        return Err(newer("format version", trailer.version.into(), OBJECT_VERSION.into()));
+        return Err(newer(
+            "format version",
+            trailer.version.into(),
+            OBJECT_VERSION.into(),
+        ));
     }
     if trailer.sealing != 0 {
         return Err(newer("sealing", trailer.sealing.into(), 0));
     }
-    let compression = CompressionUsed::from_u8(trailer.compression)
-        .ok_or_else(|| newer("compression", trailer.compression.into(), CompressionUsed::Lz4 as u64))?;
+    let compression = CompressionUsed::from_u8(trailer.compression).ok_or_else(|| {
+        newer(
+            "compression",
+            trailer.compression.into(),
+            CompressionUsed::Lz4 as u64,
+        )
+    })?;
     let index = Decompressor::new()
         .decompress(stored, compression, trailer.plain_length as usize)
         .map_err(|error| RepositoryError::damaged(object, kind.index_name, error))?;

@@ -2,10 +2,17 @@
 //! with our metadata, so that `zstd -d` restores it without us. The bytes are drawn in `docs/format.md`.
 
 use std::io::{Read, Write};
+use std::ops::Range;
 
+use bytes::Bytes;
 use leeward_pgformat::{SystemIdentifier, TimelineId};
+use zstd::zstd_safe::{
+    self, CCtx, CParameter, DCtx, DParameter, InBuffer, OutBuffer, zstd_sys::ZSTD_EndDirective,
+};
 
-use crate::hash::Hash;
+use crate::codec::CompressionError;
+use crate::fields::Fields;
+use crate::hash::{Hash, Hasher};
 use crate::repository_error::RepositoryError;
 use crate::store::{Key, Store};
 
@@ -29,12 +36,32 @@ pub struct WalObjectInfo {
     pub stored_length: u64,
     /// BLAKE3 of the plain file.
     pub plain_hash: Hash,
-    /// BLAKE3 of the object, all of it.
+    /// BLAKE3 of the object but for the 32 bytes at its end, which are this hash.
     pub stored_hash: Hash,
 }
 
+/// The most plain bytes of a WAL segment (`wal_segment_size` of 1 GiB).
+const PLAIN_LIMIT: u64 = 1 << 30;
+/// zstd's window, as the power of two: what a reader must hold.
+const WINDOW_LOG_LIMIT: u32 = 23;
+
+/// `MAGIC_SKIPPABLE` 12 of zstd's format: any decompressor steps over such a frame.
+const SKIPPABLE_MAGIC: u32 = 0x184D_2A5C;
+const HEAD_MAGIC: [u8; 8] = *b"LWWALOBJ";
+const TAIL_MAGIC: [u8; 8] = *b"LWWALEND";
+const HEAD_BYTES: usize = 56;
+const TAIL_BYTES: usize = 96;
+/// The tail up to the hash that ends it.
+const TAIL_HASHED_BYTES: usize = 64;
+const WAL_OBJECT_VERSION: u16 = 1;
+const BUFFER_BYTES: usize = 256 << 10;
+const READ_BYTES: u64 = 4 << 20;
+
 /// Compresses everything `plain` yields into a new object; durable when this returns. Memory: a few MiB.
 /// `level` is zstd's.
+///
+/// # Errors
+/// Those of the store and of `plain`; more than 1 GiB.
 pub fn write_wal_object(
     store: &dyn Store,
     key: &Key,
@@ -42,18 +69,360 @@ pub fn write_wal_object(
     plain: &mut dyn Read,
     level: i32,
 ) -> Result<WalObjectInfo, RepositoryError> {
-    let _ = (store, key, facts, plain, level);
-    todo!()
+    let mut upload = store.upload(key)?;
+    let info = encode_wal_object(key.as_str(), facts, plain, level, &mut |bytes| {
+        Ok(upload.write(bytes)?)
+    })?;
+    upload.finish()?;
+    Ok(info)
+}
+
+/// As [`write_wal_object`], handing the object's bytes to `write`. `object` is its name for messages.
+///
+/// # Errors
+/// Those of `write` and of `plain`; more than 1 GiB.
+pub fn encode_wal_object(
+    object: &str,
+    facts: WalFacts,
+    plain: &mut dyn Read,
+    level: i32,
+    write: &mut dyn FnMut(&[u8]) -> Result<(), RepositoryError>,
+) -> Result<WalObjectInfo, RepositoryError> {
+    let mut context = CCtx::create();
+    let failed = |code| CompressionError {
+        length: BUFFER_BYTES,
+        reason: zstd_safe::get_error_name(code).to_owned(),
+    };
+    for parameter in [
+        CParameter::CompressionLevel(level),
+        CParameter::WindowLog(21),
+        // Whoever decompresses by hand has a checksum too.
+        CParameter::ChecksumFlag(true),
+    ] {
+        context.set_parameter(parameter).map_err(failed)?;
+    }
+    let mut stored_hash = Hasher::new();
+    let mut plain_hash = Hasher::new();
+    let mut stored_length = 0;
+    let mut plain_length = 0;
+    let mut emit = |bytes: &[u8], hash: &mut Hasher| {
+        hash.update(bytes);
+        stored_length += bytes.len() as u64;
+        write(bytes)
+    };
+    emit(&encode_head(facts), &mut stored_hash)?;
+
+    let mut input = vec![0; BUFFER_BYTES];
+    let mut output = Vec::with_capacity(BUFFER_BYTES);
+    loop {
+        let length = fill(plain, &mut input).map_err(|source| RepositoryError::Io {
+            action: format!("read the WAL for object \"{object}\""),
+            source,
+        })?;
+        plain_hash.update(&input[..length]);
+        plain_length += length as u64;
+        if plain_length > PLAIN_LIMIT {
+            return Err(RepositoryError::Unwritable {
+                object: object.to_owned(),
+                problem: "a WAL segment has at most 1 GiB".to_owned(),
+            });
+        }
+        let last = length < input.len();
+        let directive = if last {
+            ZSTD_EndDirective::ZSTD_e_end
+        } else {
+            ZSTD_EndDirective::ZSTD_e_continue
+        };
+        let mut source = InBuffer::around(&input[..length]);
+        loop {
+            output.clear();
+            let left = {
+                let mut sink = OutBuffer::around(&mut output);
+                context
+                    .compress_stream2(&mut sink, &mut source, directive)
+                    .map_err(failed)?
+            };
+            emit(&output, &mut stored_hash)?;
+            if source.pos() == length && (!last || left == 0) {
+                break;
+            }
+        }
+        if last {
+            break;
+        }
+    }
+
+    let plain_hash = plain_hash.finish();
+    let mut tail = Vec::with_capacity(TAIL_BYTES);
+    tail.extend_from_slice(&SKIPPABLE_MAGIC.to_le_bytes());
+    tail.extend_from_slice(&(TAIL_BYTES as u32 - 8).to_le_bytes());
+    tail.extend_from_slice(&TAIL_MAGIC);
+    tail.extend_from_slice(&plain_length.to_le_bytes());
+    tail.extend_from_slice(&(stored_length + TAIL_BYTES as u64).to_le_bytes());
+    tail.extend_from_slice(&plain_hash.0);
+    stored_hash.update(&tail);
+    let stored_hash = stored_hash.finish();
+    tail.extend_from_slice(&stored_hash.0);
+    write(&tail)?;
+    Ok(WalObjectInfo {
+        facts,
+        plain_length,
+        stored_length: stored_length + TAIL_BYTES as u64,
+        plain_hash,
+        stored_hash,
+    })
+}
+
+/// Reads until the buffer is full or there is no more.
+fn fill(from: &mut dyn Read, buffer: &mut [u8]) -> std::io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match from.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(length) => filled += length,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+fn encode_head(facts: WalFacts) -> [u8; HEAD_BYTES] {
+    let mut head = [0; HEAD_BYTES];
+    head[..4].copy_from_slice(&SKIPPABLE_MAGIC.to_le_bytes());
+    head[4..8].copy_from_slice(&(HEAD_BYTES as u32 - 8).to_le_bytes());
+    head[8..16].copy_from_slice(&HEAD_MAGIC);
+    head[16..18].copy_from_slice(&WAL_OBJECT_VERSION.to_le_bytes());
+    head[20..24].copy_from_slice(&facts.timeline.0.to_le_bytes());
+    head[24..32].copy_from_slice(&facts.system_identifier.0.to_le_bytes());
+    head
 }
 
 /// Decompresses an object into `plain` and checks every hash. What was written to `plain` may be used only if this
 /// returns `Ok`. `stored_length` is the object's size. Memory: a few MiB.
+///
+/// # Errors
+/// [`RepositoryError::Damaged`], [`RepositoryError::NewerFormat`], those of the store and of `plain`.
 pub fn read_wal_object(
     store: &dyn Store,
     key: &Key,
     stored_length: u64,
     plain: &mut dyn Write,
 ) -> Result<WalObjectInfo, RepositoryError> {
-    let _ = (store, key, stored_length, plain);
-    todo!()
+    decode_wal_object(
+        key.as_str(),
+        stored_length,
+        &mut |range| Ok(store.get_range(key, range)?),
+        plain,
+    )
+}
+
+/// As [`read_wal_object`], getting the object's bytes from `read`.
+fn decode_wal_object(
+    object: &str,
+    stored_length: u64,
+    read: &mut dyn FnMut(Range<u64>) -> Result<Bytes, RepositoryError>,
+    plain: &mut dyn Write,
+) -> Result<WalObjectInfo, RepositoryError> {
+    let damaged = |part: &str, problem: &str| RepositoryError::damaged(object, part, problem);
+    let Some(stream_end) = stored_length
+        .checked_sub(TAIL_BYTES as u64)
+        .filter(|end| *end > HEAD_BYTES as u64)
+    else {
+        return Err(damaged(
+            "head",
+            &format!("the object has only {stored_length} bytes"),
+        ));
+    };
+    // The tail comes first: it says how much there is to be. Small objects are read at once.
+    let mut chunk_start = if stored_length <= READ_BYTES {
+        0
+    } else {
+        stream_end
+    };
+    let mut chunk = read(chunk_start..stored_length)?;
+    let raw_tail = chunk.slice((stream_end - chunk_start) as usize..);
+    let tail = Tail::decode(&raw_tail).ok_or_else(|| damaged("tail", "does not begin as one"))?;
+    if tail.stored_length != stored_length || tail.plain_length > PLAIN_LIMIT {
+        return Err(damaged(
+            "tail",
+            &format!("impossible lengths for an object of {stored_length} bytes"),
+        ));
+    }
+
+    let mut stored_hash = Hasher::new();
+    let mut plain_hash = Hasher::new();
+    let mut plain_length = 0;
+    let mut facts = None;
+    let mut stream = WalStream::new(object)?;
+    let mut position = 0;
+    while position < stream_end {
+        if chunk_start != 0 || position > 0 {
+            chunk_start = position;
+            chunk = read(position..stream_end.min(position + READ_BYTES))?;
+        }
+        let mut stored = &chunk[..chunk.len().min((stream_end - position) as usize)];
+        stored_hash.update(stored);
+        position += stored.len() as u64;
+        if facts.is_none() {
+            let (head, rest) = stored
+                .split_at_checked(HEAD_BYTES)
+                .ok_or_else(|| damaged("head", "too short"))?;
+            facts = Some(decode_head(object, head)?);
+            stored = rest;
+        }
+        stream.decompress(stored, &mut |bytes| {
+            plain_hash.update(bytes);
+            plain_length += bytes.len() as u64;
+            if plain_length > tail.plain_length {
+                return Err(damaged(
+                    "compressed bytes",
+                    &format!("more than {} plain bytes", tail.plain_length),
+                ));
+            }
+            plain
+                .write_all(bytes)
+                .map_err(|source| RepositoryError::Io {
+                    action: format!("write the WAL from object \"{object}\""),
+                    source,
+                })
+        })?;
+    }
+    stored_hash.update(&raw_tail[..TAIL_HASHED_BYTES]);
+    if stored_hash.finish() != tail.stored_hash {
+        return Err(damaged(
+            "compressed bytes",
+            "the object's bytes are not those that were written",
+        ));
+    }
+    if plain_length != tail.plain_length || plain_hash.finish() != tail.plain_hash {
+        return Err(damaged(
+            "compressed bytes",
+            "they decompress to something else than was stored",
+        ));
+    }
+    Ok(WalObjectInfo {
+        facts: facts.ok_or_else(|| damaged("head", "too short"))?,
+        plain_length,
+        stored_length,
+        plain_hash: tail.plain_hash,
+        stored_hash: tail.stored_hash,
+    })
+}
+
+fn decode_head(object: &str, head: &[u8]) -> Result<WalFacts, RepositoryError> {
+    let short = || RepositoryError::damaged(object, "head", "too short");
+    let mut fields = Fields(head);
+    let magic = fields.u32().ok_or_else(short)?;
+    let length = fields.u32().ok_or_else(short)?;
+    let name = fields.take::<8>().ok_or_else(short)?;
+    let version = fields.u16().ok_or_else(short)?;
+    let [sealing, _] = fields.take::<2>().ok_or_else(short)?;
+    let timeline = TimelineId(fields.u32().ok_or_else(short)?);
+    let system_identifier = SystemIdentifier(fields.u64().ok_or_else(short)?);
+    if magic != SKIPPABLE_MAGIC || length as usize != HEAD_BYTES - 8 || name != HEAD_MAGIC {
+        return Err(RepositoryError::damaged(
+            object,
+            "head",
+            "does not begin as one",
+        ));
+    }
+    for (what, found, known) in [
+        ("format version", version, WAL_OBJECT_VERSION),
+        ("sealing", sealing.into(), 0),
+    ] {
+        if found > known {
+            return Err(RepositoryError::NewerFormat {
+                object: object.to_owned(),
+                what,
+                found: found.into(),
+                known: known.into(),
+            });
+        }
+    }
+    Ok(WalFacts {
+        system_identifier,
+        timeline,
+    })
+}
+
+/// What the tail says.
+struct Tail {
+    plain_length: u64,
+    stored_length: u64,
+    plain_hash: Hash,
+    stored_hash: Hash,
+}
+
+impl Tail {
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut fields = Fields(bytes);
+        let magic = fields.u32()?;
+        let length = fields.u32()?;
+        let name = fields.take::<8>()?;
+        if magic != SKIPPABLE_MAGIC || length as usize != TAIL_BYTES - 8 || name != TAIL_MAGIC {
+            return None;
+        }
+        Some(Self {
+            plain_length: fields.u64()?,
+            stored_length: fields.u64()?,
+            plain_hash: Hash(fields.take()?),
+            stored_hash: Hash(fields.take()?),
+        })
+    }
+}
+
+/// The zstd stream between head and tail.
+struct WalStream<'a> {
+    object: &'a str,
+    context: DCtx<'static>,
+    output: Vec<u8>,
+}
+
+impl<'a> WalStream<'a> {
+    fn new(object: &'a str) -> Result<Self, RepositoryError> {
+        let mut context = DCtx::create();
+        context
+            .set_parameter(DParameter::WindowLogMax(WINDOW_LOG_LIMIT))
+            .map_err(|code| {
+                RepositoryError::damaged(
+                    object,
+                    "compressed bytes",
+                    zstd_safe::get_error_name(code),
+                )
+            })?;
+        Ok(Self {
+            object,
+            context,
+            output: Vec::with_capacity(BUFFER_BYTES),
+        })
+    }
+
+    fn decompress(
+        &mut self,
+        stored: &[u8],
+        take: &mut dyn FnMut(&[u8]) -> Result<(), RepositoryError>,
+    ) -> Result<(), RepositoryError> {
+        let mut source = InBuffer::around(stored);
+        loop {
+            self.output.clear();
+            {
+                let mut sink = OutBuffer::around(&mut self.output);
+                self.context
+                    .decompress_stream(&mut sink, &mut source)
+                    .map_err(|code| {
+                        RepositoryError::damaged(
+                            self.object,
+                            "compressed bytes",
+                            zstd_safe::get_error_name(code),
+                        )
+                    })?;
+            }
+            take(&self.output)?;
+            // A full output may hide more behind it.
+            if source.pos() == stored.len() && self.output.len() < BUFFER_BYTES {
+                return Ok(());
+            }
+        }
+    }
 }

@@ -52,7 +52,10 @@ impl Block {
     pub(super) fn describe(&self, number: usize) -> String {
         match self.section {
             Section::Files => format!("block {number} (\"{}\" to \"{}\")", self.first, self.last),
-            Section::Wal => format!("block {number} (WAL \"{}\" to \"{}\")", self.first, self.last),
+            Section::Wal => format!(
+                "block {number} (WAL \"{}\" to \"{}\")",
+                self.first, self.last
+            ),
         }
     }
 }
@@ -116,7 +119,10 @@ impl Footer {
         let footer = Self::parse(bytes).map_err(|error| error.to_string())?;
         let mut offset = HEADER_BYTES as u64;
         for (number, block) in footer.blocks.iter().enumerate() {
-            if block.offset != offset || block.plain_length > BLOCK_BYTES_LIMIT || block.stored_length > BLOCK_BYTES_LIMIT {
+            if block.offset != offset
+                || block.plain_length > BLOCK_BYTES_LIMIT
+                || block.stored_length > BLOCK_BYTES_LIMIT
+            {
                 return Err(format!("block {number} has impossible lengths"));
             }
             offset += u64::from(block.stored_length);
@@ -124,7 +130,11 @@ impl Footer {
         if offset != footer_offset {
             return Err("the blocks do not fill the manifest".to_owned());
         }
-        if footer.sources.first().is_none_or(|source| source.backup.is_some()) {
+        if footer
+            .sources
+            .first()
+            .is_none_or(|source| source.backup.is_some())
+        {
             return Err("its own backup is not the first of its sources".to_owned());
         }
         Ok(footer)
@@ -143,7 +153,12 @@ impl Footer {
         };
         for _ in 0..length(d.map()?)? {
             match d.u32()? {
-                0 => footer.header = d.bytes()?.try_into().map_err(|_| message("a header of another length"))?,
+                0 => {
+                    footer.header = d
+                        .bytes()?
+                        .try_into()
+                        .map_err(|_| message("a header of another length"))?
+                }
                 1 => {
                     for _ in 0..length(d.array()?)? {
                         footer.blocks.push(parse_block(&mut d)?);
@@ -189,7 +204,10 @@ fn skip(d: &mut Decoder<'_>, count: u64) -> Result<(), minicbor::decode::Error> 
 }
 
 fn parse_hash(d: &mut Decoder<'_>) -> Result<Hash, minicbor::decode::Error> {
-    d.bytes()?.try_into().map(Hash).map_err(|_| message("a hash of another length"))
+    d.bytes()?
+        .try_into()
+        .map(Hash)
+        .map_err(|_| message("a hash of another length"))
 }
 
 fn parse_path(d: &mut Decoder<'_>) -> Result<FilePath, minicbor::decode::Error> {
@@ -234,7 +252,11 @@ fn parse_source(d: &mut Decoder<'_>) -> Result<Source, minicbor::decode::Error> 
             d.null()?;
             None
         }
-        _ => Some(d.str()?.parse().map_err(|_| message("a source that is not a backup's id"))?),
+        _ => Some(
+            d.str()?
+                .parse()
+                .map_err(|_| message("a source that is not a backup's id"))?,
+        ),
     };
     let mut packs = Vec::new();
     for _ in 0..length(d.array()?)? {

@@ -27,8 +27,14 @@ impl ManifestReader {
     ///
     /// # Errors
     /// [`RepositoryError::Damaged`], [`RepositoryError::NewerFormat`], and those of the store.
-    pub fn open(store: Arc<dyn Store>, key: Key, size: u64, hash: Hash) -> Result<Self, RepositoryError> {
-        let (trailer, bytes) = trailer::read_end(trailer::MANIFEST, &*store, &key, size, Some(hash))?;
+    pub fn open(
+        store: Arc<dyn Store>,
+        key: Key,
+        size: u64,
+        hash: Hash,
+    ) -> Result<Self, RepositoryError> {
+        let (trailer, bytes) =
+            trailer::read_end(trailer::MANIFEST, &*store, &key, size, Some(hash))?;
         let footer = Footer::decode(&bytes, trailer.index_offset)
             .map_err(|problem| RepositoryError::damaged(&key, "footer", problem))?;
         let info = footer.info(size, hash);
@@ -60,7 +66,10 @@ impl ManifestReader {
 
     /// The WAL objects, in order.
     pub fn wal(&self) -> impl Iterator<Item = Result<Entry, RepositoryError>> + '_ {
-        let first = self.footer.blocks.partition_point(|block| block.section == Section::Files);
+        let first = self
+            .footer
+            .blocks
+            .partition_point(|block| block.section == Section::Files);
         self.walk(first..self.footer.blocks.len())
     }
 
@@ -96,18 +105,29 @@ impl ManifestReader {
     }
 
     /// The plain bytes of a block. With the first block the header before it is checked too.
-    fn read_block(&self, number: usize, decompressor: &mut Decompressor) -> Result<Vec<u8>, RepositoryError> {
+    fn read_block(
+        &self,
+        number: usize,
+        decompressor: &mut Decompressor,
+    ) -> Result<Vec<u8>, RepositoryError> {
         let block = &self.footer.blocks[number];
-        let damaged = |problem: String| RepositoryError::damaged(&self.key, block.describe(number), problem);
+        let damaged =
+            |problem: String| RepositoryError::damaged(&self.key, block.describe(number), problem);
         let end = block.offset + u64::from(block.stored_length);
         let start = if number == 0 { 0 } else { block.offset };
         let bytes = self.store.get_range(&self.key, start..end)?;
         let (header, stored) = bytes.split_at((block.offset - start) as usize);
         if number == 0 && header != self.footer.header {
-            return Err(RepositoryError::damaged(&self.key, "header", "it is not the one that the footer repeats"));
+            return Err(RepositoryError::damaged(
+                &self.key,
+                "header",
+                "it is not the one that the footer repeats",
+            ));
         }
         if Hash::of(stored) != block.hash {
-            return Err(damaged("its bytes are not those that were written".to_owned()));
+            return Err(damaged(
+                "its bytes are not those that were written".to_owned(),
+            ));
         }
         let newer = |what, found: u8, known| RepositoryError::NewerFormat {
             object: self.key.to_string(),
@@ -118,8 +138,13 @@ impl ManifestReader {
         if block.sealing != 0 {
             return Err(newer("sealing", block.sealing, 0));
         }
-        let compression = CompressionUsed::from_u8(block.compression)
-            .ok_or_else(|| newer("compression", block.compression, CompressionUsed::Lz4 as u64))?;
+        let compression = CompressionUsed::from_u8(block.compression).ok_or_else(|| {
+            newer(
+                "compression",
+                block.compression,
+                CompressionUsed::Lz4 as u64,
+            )
+        })?;
         decompressor
             .decompress(stored, compression, block.plain_length as usize)
             .map_err(|error| damaged(error.to_string()))
@@ -133,7 +158,11 @@ impl ManifestReader {
         if self.footer.blocks.is_empty() {
             let header = self.store.get_range(&self.key, 0..HEADER_BYTES as u64)?;
             if header[..] != self.footer.header {
-                return Err(RepositoryError::damaged(&self.key, "header", "it is not the one that the footer repeats"));
+                return Err(RepositoryError::damaged(
+                    &self.key,
+                    "header",
+                    "it is not the one that the footer repeats",
+                ));
             }
         }
         self.entries().try_for_each(|entry| entry.map(drop))
@@ -160,7 +189,11 @@ impl Entries<'_> {
     fn damaged(&mut self, problem: String) -> RepositoryError {
         self.left = 0;
         self.position = self.plain.len();
-        RepositoryError::damaged(&self.reader.key, self.block().describe(self.current), problem)
+        RepositoryError::damaged(
+            &self.reader.key,
+            self.block().describe(self.current),
+            problem,
+        )
     }
 }
 
@@ -188,7 +221,10 @@ impl Iterator for Entries<'_> {
                 }
             }
         }
-        match record::decode(&self.plain[self.position..], self.reader.footer.sources.len()) {
+        match record::decode(
+            &self.plain[self.position..],
+            self.reader.footer.sources.len(),
+        ) {
             Ok((entry, length)) => {
                 self.position += length;
                 self.left -= 1;

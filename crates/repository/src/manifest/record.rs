@@ -84,7 +84,8 @@ pub(super) fn encode_file(record: &FileRecord, out: &mut Vec<u8>) -> Encoded {
     }
     e.u32(field::MTIME)?.i64(record.mtime)?;
     if !record.damaged.is_empty() {
-        e.u32(field::DAMAGED)?.bytes(&encode_blocks(&record.damaged))?;
+        e.u32(field::DAMAGED)?
+            .bytes(&encode_blocks(&record.damaged))?;
     }
     Ok(())
 }
@@ -98,6 +99,19 @@ pub(super) fn encode_wal(record: &WalRecord, out: &mut Vec<u8>) -> Encoded {
     e.u32(field::PLAIN_HASH)?.bytes(&record.plain_hash.0)?;
     e.u32(field::STORED_HASH)?.bytes(&record.stored_hash.0)?;
     Ok(())
+}
+
+/// WAL names become file names at restore.
+pub(super) fn check_wal_name(name: &str) -> Result<(), String> {
+    let valid = name.len() <= 64
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'.');
+    if valid && !name.is_empty() && !name.starts_with('.') {
+        Ok(())
+    } else {
+        Err(format!("\"{name}\" is not the name of a WAL file"))
+    }
 }
 
 /// Why a file record cannot be written; everything that is refused in reading is refused here too.
@@ -132,14 +146,25 @@ fn check_runs(runs: &[Run], size: u64, sources: usize) -> Result<(), String> {
     }
     let mut end = 0;
     for (number, run) in runs.iter().enumerate() {
-        let run_end = run.file_offset.checked_add(u64::from(run.length)).filter(|end| *end <= size);
-        let in_frame = u64::from(run.frame_offset) + u64::from(run.length) <= FRAME_BYTES_LIMIT as u64;
+        let run_end = run
+            .file_offset
+            .checked_add(u64::from(run.length))
+            .filter(|end| *end <= size);
+        let in_frame =
+            u64::from(run.frame_offset) + u64::from(run.length) <= FRAME_BYTES_LIMIT as u64;
         match run_end {
             Some(run_end) if run.length > 0 && in_frame && run.file_offset >= end => end = run_end,
-            _ => return Err(format!("run {number} lies outside the file, its frame, or out of order")),
+            _ => {
+                return Err(format!(
+                    "run {number} lies outside the file, its frame, or out of order"
+                ));
+            }
         }
         if usize::from(run.source) >= sources {
-            return Err(format!("run {number} names backup {} of {sources}", run.source));
+            return Err(format!(
+                "run {number} names backup {} of {sources}",
+                run.source
+            ));
         }
     }
     Ok(())
@@ -223,7 +248,10 @@ fn decode_runs(bytes: &[u8]) -> Option<Vec<Run>> {
             run.source = fields.varint()?.try_into().ok()?;
         }
         if flags & PACK_DIFFERS != 0 {
-            run.pack = i64::from(run.pack).checked_add(fields.difference()?)?.try_into().ok()?;
+            run.pack = i64::from(run.pack)
+                .checked_add(fields.difference()?)?
+                .try_into()
+                .ok()?;
         }
         let mut frame = i64::from(run.frame.wrapping_add(1));
         if flags & FRAME_DIFFERS != 0 {
@@ -300,7 +328,9 @@ struct Found<'b> {
 
 fn collect<'b>(d: &mut Decoder<'b>) -> Result<Found<'b>, minicbor::decode::Error> {
     let mut found = Found::default();
-    let count = d.map()?.ok_or_else(|| minicbor::decode::Error::message("a map without a length"))?;
+    let count = d
+        .map()?
+        .ok_or_else(|| minicbor::decode::Error::message("a map without a length"))?;
     for _ in 0..count {
         if !matches!(d.datatype()?, Type::U8 | Type::U16 | Type::U32) {
             return Err(minicbor::decode::Error::message("a field without a number"));
@@ -316,7 +346,9 @@ fn collect<'b>(d: &mut Decoder<'b>) -> Result<Found<'b>, minicbor::decode::Error
             field::MODE => found.mode = d.u32()?,
             field::OWNER => {
                 if d.array()? != Some(2) {
-                    return Err(minicbor::decode::Error::message("an owner is not two numbers"));
+                    return Err(minicbor::decode::Error::message(
+                        "an owner is not two numbers",
+                    ));
                 }
                 found.owner = Some((d.u32()?, d.u32()?));
             }
@@ -338,7 +370,9 @@ impl Found<'_> {
                 size: self.size,
                 content: match self.inline {
                     Some(bytes) => Content::Inline(bytes.to_vec()),
-                    None => Content::Runs(decode_runs(self.runs).ok_or("runs that cannot be read")?),
+                    None => {
+                        Content::Runs(decode_runs(self.runs).ok_or("runs that cannot be read")?)
+                    }
                 },
             },
             KIND_DIRECTORY => FileKind::Directory,
@@ -346,7 +380,11 @@ impl Found<'_> {
                 target: self.target.to_vec(),
             },
             KIND_WAL => return self.into_wal(),
-            kind => return Err(format!("a record of unknown kind {kind}: a newer leeward wrote it")),
+            kind => {
+                return Err(format!(
+                    "a record of unknown kind {kind}: a newer leeward wrote it"
+                ));
+            }
         };
         let record = FileRecord {
             path: FilePath {
@@ -359,14 +397,23 @@ impl Found<'_> {
             mtime: self.mtime,
             damaged: decode_blocks(self.damaged).ok_or("damaged blocks that cannot be read")?,
         };
-        check_file(&record, sources).map_err(|problem| format!("\"{}\": {problem}", record.path))?;
+        check_file(&record, sources)
+            .map_err(|problem| format!("\"{}\": {problem}", record.path))?;
         Ok(Entry::File(record))
     }
 
     fn into_wal(self) -> Result<Entry, String> {
-        let hash = |bytes: &[u8]| bytes.try_into().map(Hash).map_err(|_| "a hash of another length");
+        let hash = |bytes: &[u8]| {
+            bytes
+                .try_into()
+                .map(Hash)
+                .map_err(|_| "a hash of another length")
+        };
+        let name =
+            String::from_utf8(self.path.to_vec()).map_err(|_| "a WAL name that is not text")?;
+        check_wal_name(&name)?;
         Ok(Entry::Wal(WalRecord {
-            name: String::from_utf8(self.path.to_vec()).map_err(|_| "a WAL name that is not text")?,
+            name,
             plain_length: self.size,
             stored_length: self.stored_length,
             plain_hash: hash(self.plain_hash)?,

@@ -40,7 +40,11 @@ impl ManifestWriter {
         Self::create_with_id(store, key, rand::random())
     }
 
-    pub(crate) fn create_with_id(store: &dyn Store, key: &Key, id: [u8; 16]) -> Result<Self, RepositoryError> {
+    pub(crate) fn create_with_id(
+        store: &dyn Store,
+        key: &Key,
+        id: [u8; 16],
+    ) -> Result<Self, RepositoryError> {
         let header = encode_header(trailer::MANIFEST, 0, id);
         let mut upload = store.upload(key)?;
         upload.write(&header)?;
@@ -73,9 +77,14 @@ impl ManifestWriter {
     ///
     /// # Errors
     /// More than 65,535 backups.
-    pub fn add_source(&mut self, backup: BackupId, packs: Vec<PackInfo>) -> Result<u16, RepositoryError> {
-        let number = u16::try_from(self.footer.sources.len())
-            .map_err(|_| self.unwritable("it would point into more than 65,535 backups".to_owned()))?;
+    pub fn add_source(
+        &mut self,
+        backup: BackupId,
+        packs: Vec<PackInfo>,
+    ) -> Result<u16, RepositoryError> {
+        let number = u16::try_from(self.footer.sources.len()).map_err(|_| {
+            self.unwritable("it would point into more than 65,535 backups".to_owned())
+        })?;
         self.footer.sources.push(Source {
             backup: Some(backup),
             packs,
@@ -93,7 +102,8 @@ impl ManifestWriter {
         }
         record::check_file(record, self.footer.sources.len())
             .map_err(|problem| self.unwritable(format!("\"{}\": {problem}", record.path)))?;
-        record::encode_file(record, &mut self.plain).map_err(|error| self.unwritable(error.to_string()))?;
+        record::encode_file(record, &mut self.plain)
+            .map_err(|error| self.unwritable(error.to_string()))?;
         self.footer.entries += 1;
         if let FileKind::File { size, .. } = record.kind {
             self.footer.files += 1;
@@ -111,7 +121,9 @@ impl ManifestWriter {
             self.close_block()?;
             self.section = Section::Wal;
         }
-        record::encode_wal(record, &mut self.plain).map_err(|error| self.unwritable(error.to_string()))?;
+        record::check_wal_name(&record.name).map_err(|problem| self.unwritable(problem))?;
+        record::encode_wal(record, &mut self.plain)
+            .map_err(|error| self.unwritable(error.to_string()))?;
         self.footer.wal_objects += 1;
         self.added(&FilePath::in_data_directory(record.name.as_bytes()))
     }
@@ -171,7 +183,10 @@ impl ManifestWriter {
     pub fn finish(mut self, packs: &[PackInfo]) -> Result<ManifestInfo, RepositoryError> {
         self.close_block()?;
         self.footer.sources[0].packs = packs.to_vec();
-        let footer = self.footer.encode().map_err(|error| self.unwritable(error.to_string()))?;
+        let footer = self
+            .footer
+            .encode()
+            .map_err(|error| self.unwritable(error.to_string()))?;
         let (end, hash, size) = encode_end(
             trailer::MANIFEST,
             &self.object,
