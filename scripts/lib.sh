@@ -171,3 +171,13 @@ install_nextest() {
     step 'installing cargo-nextest, the test runner (some minutes, once)'
     quietly "$(log_file nextest)" cargo install --locked cargo-nextest || say 'could not install cargo-nextest: using cargo test instead'
 }
+
+# A real S3 server on the loopback interface, for the stories about buckets.
+install_s3_server() {
+    local root=$LEEWARD_WORK/s3
+    [ -x "$root/bin/s3s-fs" ] && return
+    step 'building a small S3 server for the tests (some minutes, once)'
+    quietly "$(log_file s3)" env CARGO_TARGET_DIR="$root/build" \
+        cargo install --locked --root "$root" s3s-fs --version 0.14.1 --features binary || fail 'could not build the S3 server'
+    rm -rf "$root/build"
+}

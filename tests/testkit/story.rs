@@ -1,0 +1,114 @@
+//! The stage of one story: a scratch directory, an installation, and an unprivileged user.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+use rustix::process::{Gid, Uid, geteuid};
+use tempfile::TempDir;
+
+use crate::installation::{Installation, leeward_program, leeward_program_within_reach};
+
+/// One story's scratch directory and installation. The directory goes away with it, unless `LEEWARD_KEEP` is set.
+#[derive(Debug)]
+pub struct Story {
+    directory: Option<TempDir>,
+    path: PathBuf,
+    installation: Installation,
+    program: PathBuf,
+}
+
+impl Story {
+    /// Begins a story on this major version. As root, the story goes on as the user `postgres`, since a PostgreSQL
+    /// server refuses to run as root and a backup belongs to the servers' own user.
+    pub fn begin(major: u32) -> Story {
+        let directory = tempfile::Builder::new()
+            .prefix("leeward-")
+            .tempdir_in(env::var_os("LEEWARD_TEST_DIR").unwrap_or_else(|| "/tmp".into()))
+            .expect("could not create a scratch directory");
+        let path = directory.path().to_path_buf();
+        let program = if geteuid().is_root() {
+            leeward_program_within_reach(&path)
+        } else {
+            leeward_program()
+        };
+        let story = Story {
+            directory: Some(directory),
+            path,
+            installation: Installation::of(major),
+            program,
+        };
+        story.leave_root();
+        story
+    }
+
+    /// A path inside the scratch directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// The PostgreSQL this story is told on.
+    pub fn installation(&self) -> &Installation {
+        &self.installation
+    }
+
+    /// The program under test.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// Gives up root for this thread and all it starts. Credentials are a thread's own in Linux, so other tests in
+    /// the same process keep theirs.
+    fn leave_root(&self) {
+        if !geteuid().is_root() {
+            return;
+        }
+        let (uid, gid) = (id_of("-u"), id_of("-g"));
+        std::os::unix::fs::chown(&self.path, Some(uid), Some(gid))
+            .expect("could not hand over the scratch directory");
+        rustix::thread::set_thread_groups(&[]).expect("could not drop the groups");
+        rustix::thread::set_thread_res_gid(
+            Gid::from_raw(gid),
+            Gid::from_raw(gid),
+            Gid::from_raw(gid),
+        )
+        .expect("could not drop the group");
+        rustix::thread::set_thread_res_uid(
+            Uid::from_raw(uid),
+            Uid::from_raw(uid),
+            Uid::from_raw(uid),
+        )
+        .expect("could not drop root");
+        let owner = fs::metadata(&self.path)
+            .expect("the scratch directory exists")
+            .uid();
+        assert_eq!(owner, uid);
+    }
+}
+
+impl Drop for Story {
+    fn drop(&mut self) {
+        if env::var_os("LEEWARD_KEEP").is_some()
+            && let Some(directory) = self.directory.take()
+        {
+            let _kept = directory.keep();
+        }
+        // A tablespace or a half-made directory may have been closed to its owner by the story.
+        let _best_effort = Command::new("chmod")
+            .args(["-R", "u+rwX"])
+            .arg(&self.path)
+            .output();
+    }
+}
+
+fn id_of(flag: &str) -> u32 {
+    let output = Command::new("id")
+        .args([flag, "postgres"])
+        .output()
+        .expect("could not run id");
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.trim()
+        .parse()
+        .unwrap_or_else(|_| panic!("there is no user postgres: run scripts/test once"))
+}
