@@ -321,6 +321,9 @@ impl Walk<'_> {
                 Ok(true)
             };
         }
+        if self.pass == Pass::Relations && !matches!(class, FileClass::Relation(_)) {
+            return Ok(true);
+        }
         if metadata.is_file() {
             let kind = EntryKind::File {
                 size_bytes: metadata.len(),

@@ -81,7 +81,13 @@ pub(super) fn summary(parts: &Parts<'_>) -> Result<BackupSummary> {
         id: run.id.clone(),
         cluster: run.options.cluster.clone(),
         system_identifier: facts.system_identifier,
-        postgres_version: facts.version.text.clone(),
+        postgres_version: facts
+            .version
+            .text
+            .split_whitespace()
+            .next()
+            .unwrap_or_default()
+            .to_owned(),
         major: u32::try_from(facts.version.number / 10_000).unwrap_or_default(),
         from: match parts.role {
             Role::Standby => BackupFrom::Standby,
