@@ -42,7 +42,11 @@ impl BackupFrom {
     /// [`Error::Declined`].
     pub fn check(self, role: Role) -> Result<(), Error> {
         if self == BackupFrom::Standby && role == Role::Primary {
-            return Err(Error::Declined { policy: self, role, reason: String::new() });
+            return Err(Error::Declined {
+                policy: self,
+                role,
+                reason: String::new(),
+            });
         }
         Ok(())
     }
@@ -53,16 +57,27 @@ impl BackupFrom {
     /// [`Error::Declined`].
     pub fn check_server(self, facts: &ServerFacts) -> Result<(), Error> {
         self.check(facts.role)?;
-        if self == BackupFrom::PreferStandby && facts.role == Role::Primary && facts.attached_standbys > 0 {
+        if self == BackupFrom::PreferStandby
+            && facts.role == Role::Primary
+            && facts.attached_standbys > 0
+        {
             let reason = format!(": {} streaming from it", standbys(facts.attached_standbys));
-            return Err(Error::Declined { policy: self, role: facts.role, reason });
+            return Err(Error::Declined {
+                policy: self,
+                role: facts.role,
+                reason,
+            });
         }
         Ok(())
     }
 }
 
 fn standbys(count: u32) -> String {
-    if count == 1 { "a standby is".to_owned() } else { format!("{count} standbys are") }
+    if count == 1 {
+        "a standby is".to_owned()
+    } else {
+        format!("{count} standbys are")
+    }
 }
 
 impl fmt::Display for BackupFrom {
@@ -168,7 +183,11 @@ impl BackupSession {
     /// In this order: [`Error::UnsupportedVersion`], [`Error::UnsupportedBlockSize`], [`Error::WalLevelTooLow`],
     /// [`Error::Declined`], [`Error::MissingPrivileges`], [`Error::NoFreeSlot`], [`Error::FullPageWritesOff`], and
     /// whatever a query may fail with.
-    pub fn start(mut connection: Connection, label: &str, from: BackupFrom) -> Result<BackupSession, Error> {
+    pub fn start(
+        mut connection: Connection,
+        label: &str,
+        from: BackupFrom,
+    ) -> Result<BackupSession, Error> {
         let facts = ServerFacts::read(&mut connection)?;
         facts.check_supported()?;
         from.check_server(&facts)?;
@@ -177,11 +196,14 @@ impl BackupSession {
         let slot_restart_lsn = reserve_wal(&mut connection, &slot, &facts)?;
         let start_lsn = start_backup(&mut connection, label, &facts)?;
         if slot_restart_lsn > start_lsn {
-            let problem = format!("the slot holds WAL from {slot_restart_lsn}, the backup starts at {start_lsn}");
+            let problem = format!(
+                "the slot holds WAL from {slot_restart_lsn}, the backup starts at {start_lsn}"
+            );
             return Err(unexpected("reserve WAL", &problem));
         }
         let sql = "SELECT timeline_id, (extract(epoch FROM clock_timestamp()) * 1000)::int8 FROM pg_control_checkpoint()";
-        let rows = connection.query_during("read the checkpoint's timeline", sql, &[], Some(PATIENCE))?;
+        let rows =
+            connection.query_during("read the checkpoint's timeline", sql, &[], Some(PATIENCE))?;
         let started = BackupStart {
             start_lsn,
             timeline: TimelineId(rows.parse(0, 0)?),
@@ -189,7 +211,13 @@ impl BackupSession {
             started_at_epoch_ms: rows.parse(0, 1)?,
             slot_restart_lsn,
         };
-        Ok(BackupSession { connection, facts, started, slot, phase: Phase::Copying })
+        Ok(BackupSession {
+            connection,
+            facts,
+            started,
+            slot,
+            phase: Phase::Copying,
+        })
     }
 
     /// What was found out about the server before the start.
@@ -217,7 +245,9 @@ impl BackupSession {
         let during = "ask for the server's position";
         let sql = "SELECT s.restart_lsn, s.wal_status, pg_is_in_recovery() \
                    FROM (SELECT $1::text AS name) n LEFT JOIN pg_replication_slots s ON s.slot_name = n.name::name";
-        let rows = self.connection.query_during(during, sql, &[Some(&self.slot)], Some(PATIENCE))?;
+        let rows =
+            self.connection
+                .query_during(during, sql, &[Some(&self.slot)], Some(PATIENCE))?;
         let in_recovery = rows.is_true(0, 2);
         if self.started.role == Role::Standby && !in_recovery && self.phase == Phase::Copying {
             return Err(Error::Promoted);
@@ -225,7 +255,10 @@ impl BackupSession {
         let status = rows.get(0, 1);
         if status.is_none_or(|status| status == "lost") {
             let state = status.unwrap_or("gone").to_owned();
-            return Err(Error::SlotLost { slot: self.slot.clone(), state });
+            return Err(Error::SlotLost {
+                slot: self.slot.clone(),
+                state,
+            });
         }
         let wal_at_risk = status == Some("unreserved");
         let slot_restart_lsn = rows.parse_optional(0, 0)?;
@@ -253,7 +286,9 @@ impl BackupSession {
             return Err(unexpected(during, "it was stopped before"));
         }
         let function = match self.facts.version.major {
-            Some(MajorVersion::V14) => "pg_stop_backup(exclusive => false, wait_for_archive => false)",
+            Some(MajorVersion::V14) => {
+                "pg_stop_backup(exclusive => false, wait_for_archive => false)"
+            }
             _ => "pg_backup_stop(wait_for_archive => false)",
         };
         let sql = format!(
@@ -268,7 +303,10 @@ impl BackupSession {
         Ok(BackupStop {
             stop_lsn: rows.parse(0, 0)?,
             backup_label: rows.text(0, 1)?.to_owned(),
-            tablespace_map: rows.get(0, 2).filter(|map| !map.is_empty()).map(str::to_owned),
+            tablespace_map: rows
+                .get(0, 2)
+                .filter(|map| !map.is_empty())
+                .map(str::to_owned),
             stopped_at_epoch_ms: rows.parse(0, 3)?,
         })
     }
@@ -279,7 +317,14 @@ impl BackupSession {
     /// Those of [`Connection::query`]. The slot is gone in any case once the session has ended.
     pub fn finish(mut self) -> Result<(), Error> {
         let sql = "SELECT pg_drop_replication_slot($1)";
-        self.connection.query_during("drop the temporary slot", sql, &[Some(&self.slot)], Some(PATIENCE)).map(drop)
+        self.connection
+            .query_during(
+                "drop the temporary slot",
+                sql,
+                &[Some(&self.slot)],
+                Some(PATIENCE),
+            )
+            .map(drop)
     }
 
     /// What cancels a running [`BackupSession::stop`] from another thread.
@@ -297,11 +342,21 @@ impl BackupSession {
 
 /// On a standby, two things put a backup out of its prerequisite state, and only one of them leaves it a standby
 /// (`xlog.c`, `do_pg_backup_start` and `do_pg_backup_stop`). Message texts are translated and prove nothing.
-fn explain(connection: &mut Connection, role: Role, error: Box<SqlError>, when: &'static str) -> Error {
+fn explain(
+    connection: &mut Connection,
+    role: Role,
+    error: Box<SqlError>,
+    when: &'static str,
+) -> Error {
     if role == Role::Primary || error.sqlstate != NOT_IN_PREREQUISITE_STATE {
         return Error::Sql(error);
     }
-    match connection.query_during("ask for the server's role", "SELECT pg_is_in_recovery()", &[], Some(PATIENCE)) {
+    match connection.query_during(
+        "ask for the server's role",
+        "SELECT pg_is_in_recovery()",
+        &[],
+        Some(PATIENCE),
+    ) {
         Ok(rows) if rows.is_true(0, 0) => Error::FullPageWritesOff { when },
         Ok(_) => Error::Promoted,
         Err(_) => Error::Sql(error),
@@ -311,34 +366,49 @@ fn explain(connection: &mut Connection, role: Role, error: Box<SqlError>, when: 
 /// Lower-case letters, digits and underscores (`slot.c`, `ReplicationSlotValidateName`); the process number leads from
 /// `pg_replication_slots` to the session.
 fn slot_name(backend_pid: i32) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     format!("leeward_{backend_pid}_{:08x}", now.subsec_nanos())
 }
 
 fn reserve_wal(connection: &mut Connection, slot: &str, facts: &ServerFacts) -> Result<Lsn, Error> {
     let max_replication_slots = facts.settings.max_replication_slots;
     if max_replication_slots == 0 {
-        return Err(Error::NoFreeSlot { max_replication_slots });
+        return Err(Error::NoFreeSlot {
+            max_replication_slots,
+        });
     }
     let during = "create a temporary replication slot";
     let sql = "SELECT lsn FROM pg_create_physical_replication_slot($1, immediately_reserve => true, temporary => true)";
     match connection.query_during(during, sql, &[Some(slot)], None) {
         Ok(rows) => rows.parse(0, 0),
         Err(error) if error.sqlstate() == Some(CONFIGURATION_LIMIT_EXCEEDED) => {
-            Err(Error::NoFreeSlot { max_replication_slots })
+            Err(Error::NoFreeSlot {
+                max_replication_slots,
+            })
         }
         Err(error) => Err(error),
     }
 }
 
-fn start_backup(connection: &mut Connection, label: &str, facts: &ServerFacts) -> Result<Lsn, Error> {
+fn start_backup(
+    connection: &mut Connection,
+    label: &str,
+    facts: &ServerFacts,
+) -> Result<Lsn, Error> {
     let sql = match facts.version.major {
         Some(MajorVersion::V14) => "SELECT pg_start_backup($1, fast => true, exclusive => false)",
         _ => "SELECT pg_backup_start($1, fast => true)",
     };
     match connection.query_during("start the backup", sql, &[Some(label)], None) {
         Ok(rows) => rows.parse(0, 0),
-        Err(Error::Sql(error)) => Err(explain(connection, facts.role, error, "since the last restartpoint")),
+        Err(Error::Sql(error)) => Err(explain(
+            connection,
+            facts.role,
+            error,
+            "since the last restartpoint",
+        )),
         Err(error) => Err(error),
     }
 }
@@ -349,7 +419,11 @@ mod tests {
 
     #[test]
     fn the_policy_is_written_as_it_is_read() {
-        for policy in [BackupFrom::Standby, BackupFrom::PreferStandby, BackupFrom::Any] {
+        for policy in [
+            BackupFrom::Standby,
+            BackupFrom::PreferStandby,
+            BackupFrom::Any,
+        ] {
             assert_eq!(policy.to_string().parse(), Ok(policy));
         }
         assert!("primary".parse::<BackupFrom>().is_err());
@@ -357,7 +431,10 @@ mod tests {
 
     #[test]
     fn only_the_strict_policy_declines_by_role_alone() {
-        assert!(matches!(BackupFrom::Standby.check(Role::Primary), Err(Error::Declined { .. })));
+        assert!(matches!(
+            BackupFrom::Standby.check(Role::Primary),
+            Err(Error::Declined { .. })
+        ));
         assert!(BackupFrom::Standby.check(Role::Standby).is_ok());
         assert!(BackupFrom::PreferStandby.check(Role::Primary).is_ok());
         assert!(BackupFrom::Any.check(Role::Primary).is_ok());
@@ -367,6 +444,10 @@ mod tests {
     fn a_slots_name_is_one_the_server_accepts() {
         let name = slot_name(2_147_483_647);
         assert!(name.len() < 64, "{name}");
-        assert!(name.bytes().all(|byte| byte == b'_' || byte.is_ascii_lowercase() || byte.is_ascii_digit()), "{name}");
+        assert!(
+            name.bytes()
+                .all(|byte| byte == b'_' || byte.is_ascii_lowercase() || byte.is_ascii_digit()),
+            "{name}"
+        );
     }
 }

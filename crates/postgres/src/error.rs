@@ -126,7 +126,9 @@ pub enum Error {
         missing: Vec<MissingPrivilege>,
     },
     /// Every replication slot of the server is taken (or none is allowed).
-    #[error("no replication slot is free: all {max_replication_slots} allowed by max_replication_slots are in use")]
+    #[error(
+        "no replication slot is free: all {max_replication_slots} allowed by max_replication_slots are in use"
+    )]
     NoFreeSlot {
         /// The server's `max_replication_slots`.
         max_replication_slots: u32,
@@ -138,7 +140,9 @@ pub enum Error {
         wal_level: String,
     },
     /// The server gave up the WAL that the backup still needs.
-    #[error("the server no longer keeps the WAL that this backup needs: slot \"{slot}\" is {state}")]
+    #[error(
+        "the server no longer keeps the WAL that this backup needs: slot \"{slot}\" is {state}"
+    )]
     SlotLost {
         /// The temporary slot.
         slot: String,
@@ -149,7 +153,9 @@ pub enum Error {
     #[error("the standby was promoted while it was being backed up")]
     Promoted,
     /// The primary ran with `full_page_writes = off`, so that torn pages could not be mended (`xlog.c`).
-    #[error("the primary wrote WAL with full_page_writes off {when}, so the copied pages cannot be trusted")]
+    #[error(
+        "the primary wrote WAL with full_page_writes off {when}, so the copied pages cannot be trusted"
+    )]
     FullPageWritesOff {
         /// "since the last restartpoint" or "during the backup".
         when: &'static str,
@@ -202,28 +208,40 @@ impl Error {
                 "write keyword=value pairs, or postgresql://user@host:port/dbname; quote values that hold spaces with \
                  single quotes, percent-encode @, / and : inside a URI, and keep the password in a password file"
             }
-            Error::NotRunning { .. } => "start the server, or name it with --conninfo if it runs elsewhere",
+            Error::NotRunning { .. } => {
+                "start the server, or name it with --conninfo if it runs elsewhere"
+            }
             Error::ConnectFailed(failure) => return connect_hint(failure),
             Error::ServerGone { sqlstate, .. } if sqlstate.as_deref() == Some("57P01") => {
                 "an administrator ended the session or stopped the server, or the server took back the WAL that the \
                  slot held (max_slot_wal_keep_size, idle_replication_slot_timeout): its log says which"
             }
             Error::ServerGone { .. } => "see the server's log, then run the command again",
-            Error::Timeout { .. } => "see whether the server is overloaded or its disk hangs, then run the command again",
+            Error::Timeout { .. } => {
+                "see whether the server is overloaded or its disk hangs, then run the command again"
+            }
             Error::Sql(error) => return error.hint.clone(),
             Error::Declined { .. } => {
                 "nothing is wrong where a standby of this cluster runs the same command; to back up here, set \
                  backup_from (or --from) to \"any\""
             }
             Error::MissingPrivileges { missing, .. } => {
-                let fixes: Vec<&str> = missing.iter().map(|privilege| privilege.fix.as_str()).collect();
-                return Some(format!("run on the primary, as a superuser:\n{}", fixes.join("\n")));
+                let fixes: Vec<&str> = missing
+                    .iter()
+                    .map(|privilege| privilege.fix.as_str())
+                    .collect();
+                return Some(format!(
+                    "run on the primary, as a superuser:\n{}",
+                    fixes.join("\n")
+                ));
             }
             Error::NoFreeSlot { .. } => {
                 "drop a slot that nobody uses (see pg_replication_slots), or raise max_replication_slots and restart"
             }
             Error::WalLevelTooLow { .. } => "set wal_level = replica and restart",
-            Error::SlotLost { .. } => "raise max_slot_wal_keep_size so that it covers the WAL written during a backup",
+            Error::SlotLost { .. } => {
+                "raise max_slot_wal_keep_size so that it covers the WAL written during a backup"
+            }
             Error::Promoted => "run the command again on a standby, or with --from any",
             Error::FullPageWritesOff { .. } => {
                 "set full_page_writes = on on the primary, run CHECKPOINT there, wait until the standby has replayed it, \
@@ -237,17 +255,26 @@ impl Error {
 
 fn connect_hint(failure: &ConnectFailure) -> Option<String> {
     if failure.password_missing {
-        return Some("put the password in a password file (~/.pgpass, mode 0600) or in PGPASSWORD".to_owned());
+        return Some(
+            "put the password in a password file (~/.pgpass, mode 0600) or in PGPASSWORD"
+                .to_owned(),
+        );
     }
     let hint = match failure.sqlstate.as_deref() {
         // ERRCODE_INVALID_PASSWORD
         Some("28P01") => "check the password in the password file, PGPASSWORD or the service file",
         // ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION
-        Some("28000") => "let this role connect in the server's pg_hba.conf, or create it, or allow it to log in",
+        Some("28000") => {
+            "let this role connect in the server's pg_hba.conf, or create it, or allow it to log in"
+        }
         // ERRCODE_CANNOT_CONNECT_NOW
-        Some("57P03") => "the server is starting, stopping or not yet consistent, or hot_standby is off: wait, and see its log",
+        Some("57P03") => {
+            "the server is starting, stopping or not yet consistent, or hot_standby is off: wait, and see its log"
+        }
         // ERRCODE_TOO_MANY_CONNECTIONS
-        Some("53300") => "free a connection or raise max_connections; a role with pg_use_reserved_connections gets in (16 and later)",
+        Some("53300") => {
+            "free a connection or raise max_connections; a role with pg_use_reserved_connections gets in (16 and later)"
+        }
         // ERRCODE_UNDEFINED_DATABASE
         Some("3D000") => "name an existing database with dbname=, for example dbname=postgres",
         Some(_) => return None,
@@ -257,6 +284,9 @@ fn connect_hint(failure: &ConnectFailure) -> Option<String> {
 }
 
 fn list(missing: &[MissingPrivilege]) -> String {
-    let names: Vec<&str> = missing.iter().map(|privilege| privilege.what.as_str()).collect();
+    let names: Vec<&str> = missing
+        .iter()
+        .map(|privilege| privilege.what.as_str())
+        .collect();
     names.join("; ")
 }

@@ -6,6 +6,7 @@
 //! | [`connection`] | one session by libpq: query, deadline, cancel |
 //! | [`server_facts`] | what a backup has to know about a server, and what is missing, with the statement that grants it |
 //! | [`backup_session`] | slot, `pg_backup_start`, position, `pg_backup_stop`: one session for a whole backup |
+//! | [`bin_directory`] | the programs of a PostgreSQL installation |
 //! | [`throwaway`] | servers to start, promote and stop: for drills, clones and tests |
 //! | [`data_directory`] | the walk over a data directory, and reading its files |
 //! | [`cache_neutral`] | reading without displacing what the server has in the page cache |
@@ -14,12 +15,14 @@
 //! Everything blocks; nothing prints. The only `unsafe` for the server's side is in the private module `libpq`.
 
 pub mod backup_session;
+pub mod bin_directory;
 pub mod cache_neutral;
 pub mod configuration_files;
 pub mod connection;
 pub mod data_directory;
 pub mod error;
 mod libpq;
+mod opening;
 pub mod postmaster_pid;
 pub mod server_facts;
 pub mod target;

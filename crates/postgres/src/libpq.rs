@@ -2,7 +2,10 @@
 //!
 //! Nothing here knows SQL or backups. Each type owns one libpq object and frees it; no pointer leaves the module.
 //! Functions are those of `src/interfaces/libpq` (version 18, compiled in, see `docs/decisions/0002-postgres-client.md`).
-#![expect(unsafe_code, reason = "libpq is a C library; every call is confined to this module")]
+#![expect(
+    unsafe_code,
+    reason = "libpq is a C library; every call is confined to this module"
+)]
 
 use std::ffi::{CStr, CString, NulError, c_char, c_int, c_void};
 use std::os::fd::BorrowedFd;
@@ -62,9 +65,21 @@ impl Parameters {
         for (keyword, value) in pairs {
             strings.push((CString::new(*keyword)?, CString::new(*value)?));
         }
-        let keywords = strings.iter().map(|(keyword, _)| keyword.as_ptr()).chain([ptr::null()]).collect();
-        let values = strings.iter().map(|(_, value)| value.as_ptr()).chain([ptr::null()]).collect();
-        Ok(Parameters { _strings: strings, keywords, values })
+        let keywords = strings
+            .iter()
+            .map(|(keyword, _)| keyword.as_ptr())
+            .chain([ptr::null()])
+            .collect();
+        let values = strings
+            .iter()
+            .map(|(_, value)| value.as_ptr())
+            .chain([ptr::null()])
+            .collect();
+        Ok(Parameters {
+            _strings: strings,
+            keywords,
+            values,
+        })
     }
 }
 
@@ -89,7 +104,9 @@ impl Session {
     pub(crate) fn start(parameters: &[(&str, &str)]) -> Result<Session, NulError> {
         let parameters = Parameters::new(parameters)?;
         // SAFETY: both arrays end in a null pointer and outlive the call, which copies what it keeps.
-        let raw = unsafe { pq::PQconnectStartParams(parameters.keywords.as_ptr(), parameters.values.as_ptr(), 1) };
+        let raw = unsafe {
+            pq::PQconnectStartParams(parameters.keywords.as_ptr(), parameters.values.as_ptr(), 1)
+        };
         Ok(Session::own(raw))
     }
 
@@ -101,7 +118,9 @@ impl Session {
     pub(crate) fn connect(parameters: &[(&str, &str)]) -> Result<Session, NulError> {
         let parameters = Parameters::new(parameters)?;
         // SAFETY: as in `start`.
-        let raw = unsafe { pq::PQconnectdbParams(parameters.keywords.as_ptr(), parameters.values.as_ptr(), 1) };
+        let raw = unsafe {
+            pq::PQconnectdbParams(parameters.keywords.as_ptr(), parameters.values.as_ptr(), 1)
+        };
         Ok(Session::own(raw))
     }
 
@@ -138,7 +157,11 @@ impl Session {
 
     /// Makes error texts carry the SQLSTATE (`PQERRORS_VERBOSE`), or not (`PQERRORS_DEFAULT`).
     pub(crate) fn set_verbose_errors(&mut self, verbose: bool) {
-        let verbosity = if verbose { pq::PGVerbosity::PQERRORS_VERBOSE } else { pq::PGVerbosity::PQERRORS_DEFAULT };
+        let verbosity = if verbose {
+            pq::PGVerbosity::PQERRORS_VERBOSE
+        } else {
+            pq::PGVerbosity::PQERRORS_DEFAULT
+        };
         // SAFETY: the pointer is valid for the life of self.
         unsafe { pq::PQsetErrorVerbosity(self.raw.as_ptr(), verbosity) };
     }
@@ -146,7 +169,10 @@ impl Session {
     /// `PQerrorMessage`, trimmed.
     pub(crate) fn error_message(&self) -> String {
         // SAFETY: the string belongs to the PGconn and is copied before anything else can change it.
-        unsafe { text(pq::PQerrorMessage(self.raw.as_ptr())) }.unwrap_or_default().trim().to_owned()
+        unsafe { text(pq::PQerrorMessage(self.raw.as_ptr())) }
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
     }
 
     /// Whether the server asked for a password and none was there.
@@ -186,7 +212,13 @@ impl Session {
         // SAFETY: the strings belong to the PGconn and are copied at once.
         unsafe {
             let raw = self.raw.as_ptr();
-            [pq::PQhost(raw), pq::PQport(raw), pq::PQdb(raw), pq::PQuser(raw)].map(|value| text(value).unwrap_or_default())
+            [
+                pq::PQhost(raw),
+                pq::PQport(raw),
+                pq::PQdb(raw),
+                pq::PQuser(raw),
+            ]
+            .map(|value| text(value).unwrap_or_default())
         }
     }
 
@@ -203,9 +235,13 @@ impl Session {
 
     /// `PQsendQueryParams` with text parameters and text results. `false` when libpq refuses: see the error message.
     pub(crate) fn send(&mut self, sql: &CStr, parameters: &[Option<CString>]) -> bool {
-        let values: Vec<*const c_char> =
-            parameters.iter().map(|value| value.as_ref().map_or(ptr::null(), |value| value.as_ptr())).collect();
-        let Ok(count) = c_int::try_from(values.len()) else { return false };
+        let values: Vec<*const c_char> = parameters
+            .iter()
+            .map(|value| value.as_ref().map_or(ptr::null(), |value| value.as_ptr()))
+            .collect();
+        let Ok(count) = c_int::try_from(values.len()) else {
+            return false;
+        };
         // SAFETY: `values` holds `count` pointers to C strings that outlive the call; null types, lengths and formats
         // mean "inferred", "text" and "text".
         let sent = unsafe {
@@ -270,7 +306,10 @@ unsafe extern "C" fn receive_notice(argument: *mut c_void, result: *const pq::PG
     let notices = unsafe { &*argument.cast::<Notices>() };
     // SAFETY: the result is valid for the duration of the call.
     if let Some(message) = unsafe { text(pq::PQresultErrorField(result, DIAG_MESSAGE)) } {
-        notices.lock().unwrap_or_else(PoisonError::into_inner).push(message);
+        notices
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(message);
     }
 }
 
@@ -312,7 +351,10 @@ impl Answer {
         use pq::ExecStatusType as S;
         // SAFETY: the pointer is valid for the life of self.
         match unsafe { pq::PQresultStatus(self.0.as_ptr()) } {
-            S::PGRES_EMPTY_QUERY | S::PGRES_COMMAND_OK | S::PGRES_TUPLES_OK | S::PGRES_SINGLE_TUPLE => AnswerKind::Rows,
+            S::PGRES_EMPTY_QUERY
+            | S::PGRES_COMMAND_OK
+            | S::PGRES_TUPLES_OK
+            | S::PGRES_SINGLE_TUPLE => AnswerKind::Rows,
             S::PGRES_COPY_IN | S::PGRES_COPY_OUT | S::PGRES_COPY_BOTH => AnswerKind::Copy,
             _ => AnswerKind::Error,
         }
@@ -334,7 +376,10 @@ impl Answer {
     /// The whole error text, for errors that libpq itself raised.
     pub(crate) fn error_message(&self) -> String {
         // SAFETY: the string belongs to the result and is copied.
-        unsafe { text(pq::PQresultErrorMessage(self.0.as_ptr())) }.unwrap_or_default().trim().to_owned()
+        unsafe { text(pq::PQresultErrorMessage(self.0.as_ptr())) }
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
     }
 
     pub(crate) fn rows(&self) -> usize {
@@ -403,7 +448,10 @@ impl Cancellation {
     /// Why it failed.
     pub(crate) fn error_message(&self) -> String {
         // SAFETY: the string belongs to the object and is copied.
-        unsafe { text(pq::PQcancelErrorMessage(self.0.as_ptr())) }.unwrap_or_default().trim().to_owned()
+        unsafe { text(pq::PQcancelErrorMessage(self.0.as_ptr())) }
+            .unwrap_or_default()
+            .trim()
+            .to_owned()
     }
 }
 
@@ -419,7 +467,9 @@ impl Drop for Cancellation {
 /// # Errors
 /// libpq's message, which may quote pieces of the string: the caller must not show it unread.
 pub(crate) fn parse_conninfo(conninfo: &str) -> Result<Vec<(String, String)>, String> {
-    let Ok(conninfo) = CString::new(conninfo) else { return Err("it holds a NUL byte".to_owned()) };
+    let Ok(conninfo) = CString::new(conninfo) else {
+        return Err("it holds a NUL byte".to_owned());
+    };
     let mut error: *mut c_char = ptr::null_mut();
     // SAFETY: the string outlives the call; the array is freed by `own_options`, the message below.
     let options = unsafe { pq::PQconninfoParse(conninfo.as_ptr(), &raw mut error) };
@@ -446,7 +496,9 @@ unsafe fn own_options(options: *mut pq::PQconninfoOption) -> Vec<(String, String
         // SAFETY: the array ends with an entry whose keyword is null; strings are copied before it is freed.
         unsafe {
             while !(*current).keyword.is_null() {
-                if let (Some(keyword), Some(value)) = (text((*current).keyword), text((*current).val)) {
+                if let (Some(keyword), Some(value)) =
+                    (text((*current).keyword), text((*current).val))
+                {
                     pairs.push((keyword, value));
                 }
                 current = current.add(1);
@@ -463,5 +515,9 @@ unsafe fn own_options(options: *mut pq::PQconninfoOption) -> Vec<(String, String
 /// `pointer` is null or a valid C string for the duration of the call.
 unsafe fn text(pointer: *const c_char) -> Option<String> {
     // SAFETY: see above.
-    (!pointer.is_null()).then(|| unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned())
+    (!pointer.is_null()).then(|| {
+        unsafe { CStr::from_ptr(pointer) }
+            .to_string_lossy()
+            .into_owned()
+    })
 }

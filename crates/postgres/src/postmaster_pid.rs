@@ -51,15 +51,22 @@ impl PostmasterPid {
     /// [`Error::Io`] when the file exists and cannot be read, or makes no sense.
     pub fn read(pgdata: &Path) -> Result<Option<PostmasterPid>, Error> {
         let path = pgdata.join("postmaster.pid");
-        let failed = |source| Error::Io { action: "read", path: path.clone(), source };
+        let failed = |source| Error::Io {
+            action: "read",
+            path: path.clone(),
+            source,
+        };
         let text = match fs::read(&path) {
             Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed(error)),
         };
-        PostmasterPid::parse(&text)
-            .map(Some)
-            .ok_or_else(|| failed(std::io::Error::new(ErrorKind::InvalidData, "its first line is not a process number")))
+        PostmasterPid::parse(&text).map(Some).ok_or_else(|| {
+            failed(std::io::Error::new(
+                ErrorKind::InvalidData,
+                "its first line is not a process number",
+            ))
+        })
     }
 
     /// Reads the lines; those that the server has not written yet are absent. `None` when even the process is missing.
@@ -71,8 +78,12 @@ impl PostmasterPid {
         let data_directory = PathBuf::from(next());
         let start_time_seconds = next().parse().unwrap_or_default();
         let port = next().parse().unwrap_or_default();
-        let socket_directory = Some(next()).filter(|line| !line.is_empty()).map(PathBuf::from);
-        let listen_address = Some(next()).filter(|line| !line.is_empty()).map(str::to_owned);
+        let socket_directory = Some(next())
+            .filter(|line| !line.is_empty())
+            .map(PathBuf::from);
+        let listen_address = Some(next())
+            .filter(|line| !line.is_empty())
+            .map(str::to_owned);
         let _shared_memory_key = next();
         let status = match next().trim() {
             "starting" => PostmasterStatus::Starting,
@@ -81,16 +92,29 @@ impl PostmasterPid {
             "standby" => PostmasterStatus::StandbyNotAccepting,
             _ => PostmasterStatus::Unknown,
         };
-        Some(PostmasterPid { pid, data_directory, start_time_seconds, port, socket_directory, listen_address, status })
+        Some(PostmasterPid {
+            pid,
+            data_directory,
+            start_time_seconds,
+            port,
+            socket_directory,
+            listen_address,
+            status,
+        })
     }
 
     /// Whether a process of that number exists. `true` does not prove that it is the server: numbers are reused, and
     /// another container has its own.
     pub fn is_alive(&self) -> bool {
-        let pid = i32::try_from(self.pid).ok().and_then(rustix::process::Pid::from_raw);
+        let pid = i32::try_from(self.pid)
+            .ok()
+            .and_then(rustix::process::Pid::from_raw);
         // EPERM means that it exists and belongs to somebody else.
         pid.is_some_and(|pid| {
-            matches!(rustix::process::test_kill_process(pid), Ok(()) | Err(rustix::io::Errno::PERM))
+            matches!(
+                rustix::process::test_kill_process(pid),
+                Ok(()) | Err(rustix::io::Errno::PERM)
+            )
         })
     }
 
@@ -113,26 +137,61 @@ impl PostmasterPid {
 mod tests {
     use super::*;
 
-    const RUNNING: &str = "1234\n/srv/pg\n1700000000\n5433\n/run/pg\nlocalhost\n  5433001  3\nready   \n";
+    const RUNNING: &str =
+        "1234\n/srv/pg\n1700000000\n5433\n/run/pg\nlocalhost\n  5433001  3\nready   \n";
 
     fn check(text: &str, port: u16, host: Option<&str>, status: PostmasterStatus) {
         let parsed = PostmasterPid::parse(text).expect("a process number");
-        assert_eq!((parsed.port, parsed.host().as_deref(), parsed.status), (port, host, status), "{text:?}");
+        assert_eq!(
+            (parsed.port, parsed.host().as_deref(), parsed.status),
+            (port, host, status),
+            "{text:?}"
+        );
     }
 
     #[test]
     fn lines_are_read_by_their_number() {
         check(RUNNING, 5433, Some("/run/pg"), PostmasterStatus::Ready);
-        check(&RUNNING.replace("/run/pg", ""), 5433, Some("localhost"), PostmasterStatus::Ready);
-        check("1\n/d\n1\n5432\n\n*\n\nstandby\n", 5432, Some("localhost"), PostmasterStatus::StandbyNotAccepting);
-        check("1\n/d\n1\n5432\n\n0.0.0.0\n\nstopping\n", 5432, Some("127.0.0.1"), PostmasterStatus::Stopping);
-        check("1\n/d\n1\n5432\n\n::\n\nstarting\n", 5432, Some("::1"), PostmasterStatus::Starting);
-        check("1\n/d\n1\n5432\n\n\n\nready\n", 5432, None, PostmasterStatus::Ready);
+        check(
+            &RUNNING.replace("/run/pg", ""),
+            5433,
+            Some("localhost"),
+            PostmasterStatus::Ready,
+        );
+        check(
+            "1\n/d\n1\n5432\n\n*\n\nstandby\n",
+            5432,
+            Some("localhost"),
+            PostmasterStatus::StandbyNotAccepting,
+        );
+        check(
+            "1\n/d\n1\n5432\n\n0.0.0.0\n\nstopping\n",
+            5432,
+            Some("127.0.0.1"),
+            PostmasterStatus::Stopping,
+        );
+        check(
+            "1\n/d\n1\n5432\n\n::\n\nstarting\n",
+            5432,
+            Some("::1"),
+            PostmasterStatus::Starting,
+        );
+        check(
+            "1\n/d\n1\n5432\n\n\n\nready\n",
+            5432,
+            None,
+            PostmasterStatus::Ready,
+        );
     }
 
     #[test]
     fn a_half_written_file_is_no_error() {
-        check("77\n/srv/pg\n1700000000\n", 0, None, PostmasterStatus::Unknown);
+        check(
+            "77\n/srv/pg\n1700000000\n",
+            0,
+            None,
+            PostmasterStatus::Unknown,
+        );
         check("-77\n", 0, None, PostmasterStatus::Unknown);
         assert_eq!(PostmasterPid::parse(""), None);
         assert_eq!(PostmasterPid::parse("elephant\n"), None);

@@ -183,11 +183,22 @@ impl ServerFacts {
     /// [`Error::UnexpectedAnswer`].
     pub fn read(connection: &mut Connection) -> Result<ServerFacts, Error> {
         let version = read_version(connection)?;
-        let Some(major) = version.major else { return Err(Error::UnsupportedVersion { version: version.text }) };
+        let Some(major) = version.major else {
+            return Err(Error::UnsupportedVersion {
+                version: version.text,
+            });
+        };
         let settings = Settings::read(connection)?;
         let control = ask(connection, CONTROL)?;
-        let role = if control.is_true(0, 0) { Role::Standby } else { Role::Primary };
-        let (user, database) = (control.text(0, 4)?.to_owned(), control.text(0, 5)?.to_owned());
+        let role = if control.is_true(0, 0) {
+            Role::Standby
+        } else {
+            Role::Primary
+        };
+        let (user, database) = (
+            control.text(0, 4)?.to_owned(),
+            control.text(0, 5)?.to_owned(),
+        );
         let privileges = read_privileges(connection, major, &user, &database)?;
         let wal_segment_size = settings.number::<u32>("wal_segment_size")?;
         let replay = read_replay_state(connection, PATIENCE)?;
@@ -202,8 +213,9 @@ impl ServerFacts {
             hba_file: settings.path("hba_file"),
             ident_file: settings.path("ident_file"),
             settings_files: read_settings_files(connection)?,
-            wal_segment_size: WalSegmentSize::new(wal_segment_size)
-                .ok_or_else(|| unexpected(DURING, &format!("wal_segment_size is {wal_segment_size}")))?,
+            wal_segment_size: WalSegmentSize::new(wal_segment_size).ok_or_else(|| {
+                unexpected(DURING, &format!("wal_segment_size is {wal_segment_size}"))
+            })?,
             block_size_bytes: settings.number("block_size")?,
             data_checksums: control.parse::<u32>(0, 2)? != 0,
             full_page_writes: control.is_true(0, 3),
@@ -225,13 +237,19 @@ impl ServerFacts {
     /// [`Error::UnsupportedVersion`], [`Error::UnsupportedBlockSize`], [`Error::WalLevelTooLow`].
     pub fn check_supported(&self) -> Result<(), Error> {
         if self.version.major.is_none() {
-            return Err(Error::UnsupportedVersion { version: self.version.text.clone() });
+            return Err(Error::UnsupportedVersion {
+                version: self.version.text.clone(),
+            });
         }
         if self.block_size_bytes != 8192 {
-            return Err(Error::UnsupportedBlockSize { block_size_bytes: self.block_size_bytes });
+            return Err(Error::UnsupportedBlockSize {
+                block_size_bytes: self.block_size_bytes,
+            });
         }
         if self.settings.wal_level == "minimal" {
-            return Err(Error::WalLevelTooLow { wal_level: self.settings.wal_level.clone() });
+            return Err(Error::WalLevelTooLow {
+                wal_level: self.settings.wal_level.clone(),
+            });
         }
         Ok(())
     }
@@ -244,7 +262,10 @@ impl ServerFacts {
         if self.privileges.missing.is_empty() {
             return Ok(());
         }
-        Err(Error::MissingPrivileges { user: self.user.clone(), missing: self.privileges.missing.clone() })
+        Err(Error::MissingPrivileges {
+            user: self.user.clone(),
+            missing: self.privileges.missing.clone(),
+        })
     }
 }
 
@@ -274,8 +295,16 @@ fn ask(connection: &mut Connection, sql: &str) -> Result<Rows, Error> {
     connection.query_during(DURING, sql, &[], Some(PATIENCE))
 }
 
-pub(crate) fn read_replay_state(connection: &mut Connection, timeout: Duration) -> Result<ReplayState, Error> {
-    let rows = connection.query_during("read the server's replay position", REPLAY_STATE, &[], Some(timeout))?;
+pub(crate) fn read_replay_state(
+    connection: &mut Connection,
+    timeout: Duration,
+) -> Result<ReplayState, Error> {
+    let rows = connection.query_during(
+        "read the server's replay position",
+        REPLAY_STATE,
+        &[],
+        Some(timeout),
+    )?;
     // No WAL is replayed yet on a standby that has only just started.
     let lsn = rows.parse_optional(0, 0)?.unwrap_or(Lsn::INVALID);
     let receive_lsn: Option<Lsn> = rows.parse_optional(0, 1)?;
@@ -299,8 +328,14 @@ pub(crate) fn read_replay_state(connection: &mut Connection, timeout: Duration) 
 fn read_version(connection: &mut Connection) -> Result<ServerVersion, Error> {
     let rows = ask(connection, "SELECT current_setting('server_version')")?;
     let number = connection.server_version();
-    let major = u32::try_from(number / 10_000).ok().and_then(MajorVersion::from_u32);
-    Ok(ServerVersion { number, text: rows.text(0, 0)?.to_owned(), major })
+    let major = u32::try_from(number / 10_000)
+        .ok()
+        .and_then(MajorVersion::from_u32);
+    Ok(ServerVersion {
+        number,
+        text: rows.text(0, 0)?.to_owned(),
+        major,
+    })
 }
 
 /// The rows of `pg_settings` that are asked for and may be seen.
@@ -321,7 +356,9 @@ impl Settings {
     }
 
     fn text(&self, name: &str) -> &str {
-        self.bytes(name).and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or_default()
+        self.bytes(name)
+            .and_then(|bytes| std::str::from_utf8(bytes).ok())
+            .unwrap_or_default()
     }
 
     fn path(&self, name: &str) -> Option<PathBuf> {
@@ -330,7 +367,8 @@ impl Settings {
 
     fn number<T: std::str::FromStr>(&self, name: &str) -> Result<T, Error> {
         let text = self.text(name);
-        text.parse().map_err(|_| unexpected(DURING, &format!("{name} is \"{text}\"")))
+        text.parse()
+            .map_err(|_| unexpected(DURING, &format!("{name} is \"{text}\"")))
     }
 
     fn for_backup(&self) -> Result<BackupSettings, Error> {
@@ -355,8 +393,14 @@ fn path(bytes: &[u8]) -> PathBuf {
 }
 
 fn read_settings_files(connection: &mut Connection) -> Result<Vec<PathBuf>, Error> {
-    let rows = ask(connection, "SELECT DISTINCT sourcefile FROM pg_settings WHERE sourcefile IS NOT NULL ORDER BY 1")?;
-    Ok((0..rows.len()).filter_map(|row| rows.bytes(row, 0)).map(path).collect())
+    let rows = ask(
+        connection,
+        "SELECT DISTINCT sourcefile FROM pg_settings WHERE sourcefile IS NOT NULL ORDER BY 1",
+    )?;
+    Ok((0..rows.len())
+        .filter_map(|row| rows.bytes(row, 0))
+        .map(path)
+        .collect())
 }
 
 fn read_tablespaces(connection: &mut Connection) -> Result<Vec<Tablespace>, Error> {
@@ -377,7 +421,10 @@ fn read_tablespaces(connection: &mut Connection) -> Result<Vec<Tablespace>, Erro
 /// The functions that start and stop a backup: renamed in 15 (`xlogfuncs.c`).
 fn backup_functions(major: MajorVersion) -> [&'static str; 2] {
     match major {
-        MajorVersion::V14 => ["pg_start_backup(text, boolean, boolean)", "pg_stop_backup(boolean, boolean)"],
+        MajorVersion::V14 => [
+            "pg_start_backup(text, boolean, boolean)",
+            "pg_stop_backup(boolean, boolean)",
+        ],
         _ => ["pg_backup_start(text, boolean)", "pg_backup_stop(boolean)"],
     }
 }
@@ -395,7 +442,10 @@ fn read_privileges(
     let rows = connection.query_during(DURING, sql, &[Some(start), Some(stop)], Some(PATIENCE))?;
     let superuser = rows.is_true(0, 0);
     let (grantee, database) = (quote_identifier(user), quote_identifier(database));
-    let mut privileges = Privileges { superuser, ..Privileges::default() };
+    let mut privileges = Privileges {
+        superuser,
+        ..Privileges::default()
+    };
     for (function, allowed) in [(start, rows.is_true(0, 2)), (stop, rows.is_true(0, 3))] {
         if !allowed {
             privileges.missing.push(MissingPrivilege {
@@ -436,7 +486,11 @@ mod tests {
 
     #[test]
     fn a_tablespace_with_a_relative_location_is_in_place() {
-        let tablespace = |location: &str| Tablespace { oid: Oid(1), name: "t".to_owned(), location: location.into() };
+        let tablespace = |location: &str| Tablespace {
+            oid: Oid(1),
+            name: "t".to_owned(),
+            location: location.into(),
+        };
         assert!(tablespace("pg_tblspc/16400").is_in_place());
         assert!(!tablespace("/srv/t").is_in_place());
     }

@@ -12,84 +12,20 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use leeward_pgformat::MajorVersion;
 use rustix::process::{Pid, Signal, geteuid, kill_process, test_kill_process};
 
+pub use crate::bin_directory::BinDirectory;
+use crate::bin_directory::{could_not_run, run};
 use crate::connection::Connection;
 use crate::error::Error;
 use crate::postmaster_pid::{PostmasterPid, PostmasterStatus};
 use crate::target::ConnectTarget;
-
-/// Where packages put the programs of one major version.
-const BIN_DIRECTORIES: [&str; 3] = [
-    "/usr/lib/postgresql/{}/bin",
-    "/usr/pgsql-{}/bin",
-    "/usr/local/pgsql-{}/bin",
-];
 
 /// First and longest pause between two looks at a server.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(200));
 
 /// How much of a server's log is repeated in an error, in bytes.
 const LOG_TAIL_BYTES: u64 = 2048;
-
-/// The programs of one PostgreSQL installation.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BinDirectory {
-    path: PathBuf,
-    major: MajorVersion,
-}
-
-impl BinDirectory {
-    /// Takes the directory that holds `postgres`, and asks it for its version.
-    ///
-    /// # Errors
-    /// [`Error::Program`] when there is no such program or it fails, [`Error::UnsupportedVersion`].
-    pub fn new(path: impl Into<PathBuf>) -> Result<BinDirectory, Error> {
-        let path = path.into();
-        let program = path.join("postgres");
-        let version = run(Command::new(&program).arg("--version"), &program)?;
-        // "postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)"
-        let number = version
-            .split_whitespace()
-            .find_map(|word| word.split(['.', 'd', 'b', 'r']).next()?.parse().ok());
-        match number.and_then(MajorVersion::from_u32) {
-            Some(major) => Ok(BinDirectory { path, major }),
-            None => Err(Error::UnsupportedVersion {
-                version: version.trim().to_owned(),
-            }),
-        }
-    }
-
-    /// Looks where packages put the programs, and then in `PATH`.
-    pub fn find(major: MajorVersion) -> Option<BinDirectory> {
-        let packaged = BIN_DIRECTORIES
-            .iter()
-            .map(|place| PathBuf::from(place.replace("{}", &major.to_string())));
-        let in_path =
-            std::env::var_os("PATH").map(|path| std::env::split_paths(&path).collect::<Vec<_>>());
-        packaged
-            .chain(in_path.into_iter().flatten())
-            .filter(|place| place.join("postgres").exists())
-            .filter_map(|place| BinDirectory::new(place).ok())
-            .find(|found| found.major == major)
-    }
-
-    /// The directory.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The major version of the programs in it.
-    pub fn major(&self) -> MajorVersion {
-        self.major
-    }
-
-    /// One of the programs.
-    pub fn program(&self, name: &str) -> PathBuf {
-        self.path.join(name)
-    }
-}
 
 /// How a server stops (`postmaster.c`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -382,7 +318,7 @@ impl Server {
     /// How to connect to it as its superuser, to the database `postgres`.
     pub fn target(&self) -> ConnectTarget {
         let conninfo = format!(
-            "host={} port={} user={} dbname=postgres passfile=/dev/null sslmode=disable",
+            "host={} port={} user={} dbname=postgres passfile=/nonexistent sslmode=disable",
             quote(&self.socket_directory.display().to_string()),
             self.port,
             quote(&self.superuser)
@@ -533,32 +469,6 @@ fn wait_a_little(pause: Duration) -> Duration {
     (pause * 2).min(PAUSE.1)
 }
 
-fn run(command: &mut Command, program: &Path) -> Result<String, Error> {
-    let output = command
-        .output()
-        .map_err(|source| could_not_run(program, &source.to_string()))?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let words = String::from_utf8_lossy(&output.stderr);
-    let words: Vec<&str> = words
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty())
-        .collect();
-    Err(could_not_run(
-        program,
-        &format!("{}: {}", output.status, words.join("; ")),
-    ))
-}
-
-fn could_not_run(program: &Path, problem: &str) -> Error {
-    Error::Program {
-        program: program.to_owned(),
-        problem: problem.to_owned(),
-    }
-}
-
 fn look_up(name: &str) -> Result<OsUser, Error> {
     let program = Path::new("id");
     let ask = |option: &str| {
@@ -615,16 +525,5 @@ mod tests {
     fn values_of_a_connection_string_are_quoted() {
         assert_eq!(quote("/tmp/a b"), "'/tmp/a b'");
         assert_eq!(quote("it's"), "'it\\'s'");
-    }
-
-    #[test]
-    fn a_directory_without_programs_is_an_error() {
-        let error = BinDirectory::new("/nonexistent").expect_err("no program there");
-        assert!(
-            error
-                .to_string()
-                .starts_with("could not run \"/nonexistent/postgres\""),
-            "{error}"
-        );
     }
 }

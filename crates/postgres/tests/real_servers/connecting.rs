@@ -226,7 +226,7 @@ fn passwords_come_from_a_file_and_never_show() {
         .to_owned();
     let base = format!("host={host} user=alice sslmode=disable");
     crate::cluster::wait_for("the new pg_hba.conf", || {
-        connect(&format!("{base} passfile=/dev/null")).is_err()
+        connect(&format!("{base} passfile=/nonexistent")).is_err()
     });
 
     let passfile = cluster.directory.path().join("pgpass");
@@ -242,7 +242,7 @@ fn passwords_come_from_a_file_and_never_show() {
     connect(&format!("{base} password=Right-Horse7")).unwrap();
     assert!(connect_with(&[("PGPASSWORD", "Right-Horse7")], &base).is_ok());
 
-    let missing = connect(&format!("{base} passfile=/dev/null")).unwrap_err();
+    let missing = connect(&format!("{base} passfile=/nonexistent")).unwrap_err();
     assert!(
         missing
             .hint()

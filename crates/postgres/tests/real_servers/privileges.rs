@@ -132,7 +132,10 @@ fn a_standby_and_its_primary_know_each_other() {
         assert_eq!(facts.role, Role::Standby);
         assert!(facts.streaming && facts.replay.lsn.is_valid() && facts.attached_standbys == 0);
         let facts = ServerFacts::read(&mut cluster.primary.connect().unwrap()).unwrap();
-        assert_eq!((facts.role, facts.streaming, facts.attached_standbys), (Role::Primary, false, 1));
+        assert_eq!(
+            (facts.role, facts.streaming, facts.attached_standbys),
+            (Role::Primary, false, 1)
+        );
     }
 }
 

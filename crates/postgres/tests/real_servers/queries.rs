@@ -53,10 +53,13 @@ fn answers_and_errors_come_back_whole() {
 
 #[test]
 fn settings_of_the_server_cannot_end_a_session() {
-    let config = "statement_timeout = '1ms'\nidle_session_timeout = '1ms'\nDateStyle = 'German'\nsearch_path = 'nowhere'";
+    let config = "statement_timeout = '200ms'\nidle_session_timeout = '200ms'\nDateStyle = 'German'\nsearch_path = 'nowhere'";
     let cluster = Cluster::start(usual(), config);
     let mut session = cluster.primary.connect().unwrap();
-    assert_eq!(value(&mut session, "SELECT pg_sleep(0.05)"), "");
+    assert_eq!(value(&mut session, "SELECT pg_sleep(0.5)"), "");
+    // Idle for longer than the server allows, by the clock of a session that is not idle.
+    let mut other = cluster.primary.connect().unwrap();
+    other.query("SELECT pg_sleep(0.5)", &[]).unwrap();
     assert_eq!(
         value(&mut session, "SELECT date '2026-01-31'"),
         "2026-01-31"
