@@ -6,6 +6,5 @@ pub mod error;
 pub mod event;
 pub mod export;
 mod frames;
-mod lease_stub;
 mod repository;
 pub mod restore;

@@ -2,14 +2,16 @@
 
 use std::sync::Arc;
 
-use crate::lease_stub::{Lease, LeaseError, LeaseOptions};
 use leeward_pgformat::{SystemIdentifier, TimelineId};
 use leeward_repository::catalog::{Cluster, Repository};
+use leeward_repository::lease::{Lease, LeaseError, LeaseOptions, probe_conditional_writes};
 use leeward_repository::repository_error::RepositoryError;
 use leeward_repository::store::Store;
+use leeward_repository::url::RepositoryUrl;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer};
+use crate::frames::stored;
 
 /// Opens the repository, creating it where there is none, and the cluster's folder in it.
 pub(crate) fn open_or_create(
@@ -53,13 +55,33 @@ pub(crate) fn open(store: &Arc<dyn Store>, name: Option<&str>) -> Result<Cluster
     Ok(repository.cluster(&name)?)
 }
 
-/// Takes the cluster's lease for `what`.
+/// Takes the cluster's lease for `what`. A bucket is asked first whether it honours conditional writes; one that does not
+/// gets claims instead.
 pub(crate) fn take_lease(store: &Arc<dyn Store>, cluster: &str, what: &str) -> Result<Lease> {
-    Lease::acquire(store, cluster, what, LeaseOptions::default()).map_err(|e| match e {
-        LeaseError::Held { .. } => Error::new(ErrorKind::Held, e.to_string()).hint(
-            "Wait until it is done. Should that process be dead, its lease runs out by itself.",
-        ),
-        other => Error::failed("could not take the lease on the cluster").because(other),
+    let conditional_writes = match store.location() {
+        RepositoryUrl::Local(_) => true,
+        RepositoryUrl::Bucket { .. } => probe_conditional_writes(store.as_ref()).map_err(|e| {
+            stored(
+                "could not find out whether the store honours conditional writes".to_owned(),
+                e,
+            )
+        })?,
+    };
+    let options = LeaseOptions {
+        conditional_writes,
+        ..LeaseOptions::default()
+    };
+    Lease::acquire(Arc::clone(store), cluster, what, &options).map_err(|e| {
+        let kind = if matches!(e, LeaseError::Held { .. }) {
+            ErrorKind::Held
+        } else {
+            ErrorKind::Failed
+        };
+        let error = Error::new(kind, e.to_string());
+        match e.hint() {
+            Some(hint) => error.hint(sentence(hint)),
+            None => error,
+        }
     })
 }
 

@@ -118,7 +118,7 @@ impl Config {
             Error::new(ErrorKind::Usage, "no repository given")
                 .hint(format!("Name it with --repository URL, LEEWARD_REPOSITORY, or url under [repository] in {DEFAULT_FILE}."))
         })?;
-        let url: RepositoryUrl = text.parse().map_err(|e| {
+        let url: RepositoryUrl = absolute(text).parse().map_err(|e| {
             Error::new(ErrorKind::Usage, "could not read the repository's URL").because(e)
         })?;
         store::open(&url, &self.options).map_err(|e| {
@@ -130,6 +130,14 @@ impl Config {
             )
         })
     }
+}
+
+/// A relative directory is meant from where the command was typed.
+fn absolute(url: &str) -> String {
+    if url.is_empty() || url.contains("://") || url.starts_with("file:") {
+        return url.to_owned();
+    }
+    std::path::absolute(url).map_or_else(|_| url.to_owned(), |path| path.display().to_string())
 }
 
 /// Reads the file and lays the stage's file over it.

@@ -157,7 +157,7 @@ impl RepositoryError {
                 Some("use the version of leeward that wrote it, or a later one")
             }
             Self::NoRepository { .. } => Some(
-                "check the URL, or create the repository with \"leeward init\"; the first backup creates it too",
+                "check the URL; the first \"leeward backup\" creates the repository",
             ),
             Self::ClusterMismatch { .. } => Some(
                 "check the data directory and the URL; another cluster goes into the same repository under a name of its own, by --cluster NAME",
@@ -168,7 +168,7 @@ impl RepositoryError {
             Self::NoBackup { .. } => Some("see \"leeward list\" for the backups there are"),
             Self::AmbiguousBackup { .. } => Some("give more letters of the backup's id"),
             Self::Damaged { .. } => Some(
-                "restore the object from another copy of the repository, or use another backup; \"leeward verify\" says what else is affected",
+                "restore the object from another copy of the repository, or use another backup",
             ),
             _ => None,
         }

@@ -17,7 +17,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::lease_stub::Lease;
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use leeward_pgformat::control_file::{ControlFile, DbState};
 use leeward_pgformat::{BackupLabel, TimelineId};
@@ -32,6 +31,7 @@ use leeward_repository::catalog::Cluster;
 use leeward_repository::codec::Compression;
 use leeward_repository::file_path::FilePath;
 use leeward_repository::layout;
+use leeward_repository::lease::Lease;
 use leeward_repository::manifest::{Content, FileKind, FileRecord, ManifestWriter};
 use leeward_repository::store::Store;
 use leeward_repository::summary::BackupSummary;

@@ -24,50 +24,62 @@ pub(super) struct TargetFile {
     pub path: PathBuf,
     pub size: u64,
     pub mode: u32,
-    file: OnceLock<std::result::Result<File, (std::io::ErrorKind, String)>>,
+    /// Open while pieces of it are to come. A file that comes in one piece is never kept open: frames of small files hold
+    /// thousands.
+    shared: Option<OnceLock<std::result::Result<File, (std::io::ErrorKind, String)>>>,
 }
 
 impl TargetFile {
-    pub(super) fn new(path: PathBuf, size: u64, mode: u32) -> Self {
+    /// A file that comes in `pieces`.
+    pub(super) fn new(path: PathBuf, size: u64, mode: u32, pieces: usize) -> Self {
         Self {
             path,
             size,
             mode,
-            file: OnceLock::new(),
+            shared: (pieces > 1).then(OnceLock::new),
         }
     }
 
-    /// Creates the file at its full length, once.
-    pub(super) fn create(&self) -> Result<&File> {
-        let created = self.file.get_or_init(|| {
-            let create = || {
-                let file = OpenOptions::new()
-                    .write(true)
-                    .create_new(true)
-                    .mode(self.mode & 0o777)
-                    .open(&self.path)?;
-                if self.mode & 0o77 != 0 {
-                    // The process's umask may have taken bits away.
-                    file.set_permissions(std::fs::Permissions::from_mode(self.mode))?;
-                }
-                if self.size > 0 {
-                    file.set_len(self.size)?;
-                }
-                Ok(file)
-            };
-            create().map_err(|e: std::io::Error| (e.kind(), e.to_string()))
-        });
-        created.as_ref().map_err(|(kind, text)| {
-            could_not(
-                "create",
-                &self.path,
-                std::io::Error::new(*kind, text.clone()),
-            )
-        })
+    /// Creates the file at its full length.
+    pub(super) fn create(&self) -> Result<File> {
+        self.try_create()
+            .map_err(|e| could_not("create", &self.path, e))
+    }
+
+    fn try_create(&self) -> std::io::Result<File> {
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(self.mode & 0o777)
+            .open(&self.path)?;
+        if self.mode & 0o77 != 0 {
+            // The process's umask may have taken bits away.
+            file.set_permissions(std::fs::Permissions::from_mode(self.mode))?;
+        }
+        if self.size > 0 {
+            file.set_len(self.size)?;
+        }
+        Ok(file)
     }
 
     fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        let file = self.create()?;
+        match &self.shared {
+            None => self.write_to(&self.create()?, bytes, offset),
+            Some(shared) => match shared
+                .get_or_init(|| self.try_create().map_err(|e| (e.kind(), e.to_string())))
+            {
+                Ok(file) => self.write_to(file, bytes, offset),
+                Err((kind, text)) => Err(could_not(
+                    "create",
+                    &self.path,
+                    std::io::Error::new(*kind, text.clone()),
+                )),
+            },
+        }
+    }
+
+    /// Writes what is not zero.
+    fn write_to(&self, file: &File, bytes: &[u8], offset: u64) -> Result<()> {
         let mut begin = 0;
         while begin < bytes.len() {
             let first = next_chunk(bytes, begin);

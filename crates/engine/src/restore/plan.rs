@@ -122,7 +122,7 @@ impl<'a> Planner<'a> {
                 content: Content::Runs(runs),
             } => {
                 self.parent(&place)?;
-                let file = Arc::new(TargetFile::new(place, size, record.mode));
+                let file = Arc::new(TargetFile::new(place, size, record.mode, runs.len()));
                 if runs.is_empty() {
                     file.create()?;
                 }

@@ -57,6 +57,9 @@ pub fn run(global: &Global, config: &Config, args: &Export) -> Result<ExitCode, 
             outcome.summary.cluster,
             units::duration(took)
         ));
+        if !outcome.files.is_empty() {
+            output::say("  mkdir -m 700 DIR");
+        }
         for file in &outcome.files {
             output::say(&format!("  tar x --zstd -f {} -C DIR", file.display()));
         }
