@@ -12,6 +12,7 @@ pub mod file_path;
 pub mod frame;
 pub mod hash;
 pub mod layout;
+pub mod lease;
 pub mod manifest;
 pub mod pack;
 pub mod process;

@@ -42,7 +42,10 @@ fn files(place: &Path) -> Vec<String> {
 fn a_directory_keeps_the_contract() {
     let (folder, store) = store();
     contract::check(&store);
-    let hidden: Vec<_> = files(folder.path()).into_iter().filter(|name| name.starts_with(".tmp")).collect();
+    let hidden: Vec<_> = files(folder.path())
+        .into_iter()
+        .filter(|name| name.starts_with(".tmp"))
+        .collect();
     assert_eq!(hidden, Vec::<String>::new(), "no temporary file stays");
 }
 
@@ -61,7 +64,10 @@ fn one_of_many_creators_wins() {
                     match store.create(place, Bytes::from(format!("{contender}"))) {
                         Ok(()) => {
                             winners.fetch_add(1, Ordering::Relaxed);
-                            assert_eq!(store.get(place).expect("read"), format!("{contender}").as_bytes());
+                            assert_eq!(
+                                store.get(place).expect("read"),
+                                format!("{contender}").as_bytes()
+                            );
                         }
                         Err(StoreError::AlreadyExists { .. }) => {}
                         Err(error) => panic!("{error}"),
@@ -77,7 +83,9 @@ fn one_of_many_creators_wins() {
 fn no_replacement_is_lost() {
     let (folder, store) = store();
     let place = key("counter");
-    store.create(&place, Bytes::from_static(b"0")).expect("created");
+    store
+        .create(&place, Bytes::from_static(b"0"))
+        .expect("created");
     thread::scope(|scope| {
         for _ in 0..8 {
             // A store of its own each, as processes would have.
@@ -86,8 +94,12 @@ fn no_replacement_is_lost() {
             scope.spawn(move || {
                 let mut done = 0;
                 while done < 10 {
-                    let (content, version) = store.get_versioned(place).expect("read").expect("there");
-                    let count: u32 = std::str::from_utf8(&content).expect("text").parse().expect("a number");
+                    let (content, version) =
+                        store.get_versioned(place).expect("read").expect("there");
+                    let count: u32 = std::str::from_utf8(&content)
+                        .expect("text")
+                        .parse()
+                        .expect("a number");
                     match store.replace(place, Bytes::from((count + 1).to_string()), &version) {
                         Ok(_) => done += 1,
                         Err(StoreError::Conflict { .. }) => {}
@@ -109,45 +121,68 @@ fn creators_and_deleters_do_not_trip_over_a_folder() {
             scope.spawn(move || {
                 for round in 0..50 {
                     let place = key(&format!("deep/er/{worker}-{round}"));
-                    store.create(&place, Bytes::from_static(b"x")).expect("created");
+                    store
+                        .create(&place, Bytes::from_static(b"x"))
+                        .expect("created");
                     store.delete(&place).expect("deleted");
                 }
             });
         }
     });
-    assert_eq!(store.list_folders("").expect("listed"), Vec::<String>::new());
+    assert_eq!(
+        store.list_folders("").expect("listed"),
+        Vec::<String>::new()
+    );
 }
 
 #[test]
 fn a_killed_writer_leaves_nothing_for_long() {
     if std::env::var(PART).as_deref() == Ok("writer") {
         let store = LocalStore::new(std::env::var_os(PLACE).expect("set").into());
-        let mut upload = store.upload(&key("main/backups/x/packs/1.pack")).expect("begun");
+        let mut upload = store
+            .upload(&key("main/backups/x/packs/1.pack"))
+            .expect("begun");
         upload.write(&bytes(40 << 20, 1)).expect("written");
         std::process::abort();
     }
     let folder = tempfile::tempdir().expect("a directory");
     let died = Command::new(std::env::current_exe().expect("known"))
         .args(["--exact", "a_killed_writer_leaves_nothing_for_long"])
-        .envs([(PART, "writer".into()), (PLACE, folder.path().as_os_str().to_owned())])
+        .envs([
+            (PART, "writer".into()),
+            (PLACE, folder.path().as_os_str().to_owned()),
+        ])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status()
         .expect("run");
     assert!(!died.success());
-    assert!(files(folder.path()).iter().any(|name| name.starts_with(".tmp")), "it died in the middle");
+    assert!(
+        files(folder.path())
+            .iter()
+            .any(|name| name.starts_with(".tmp")),
+        "it died in the middle"
+    );
 
     let store = LocalStore::new(folder.path().to_owned());
     assert_eq!(list_all(&store, "").expect("listed"), []);
-    assert_eq!(store.list_folders("").expect("listed"), Vec::<String>::new());
+    assert_eq!(
+        store.list_folders("").expect("listed"),
+        Vec::<String>::new()
+    );
 
     // A writer that lives keeps its file.
-    let mut alive = store.upload(&key("main/backups/y/packs/1.pack")).expect("begun");
+    let mut alive = store
+        .upload(&key("main/backups/y/packs/1.pack"))
+        .expect("begun");
     alive.write(b"alive").expect("written");
     assert_eq!(store.remove_leftovers("main").expect("removed"), 1);
     assert_eq!(alive.finish().expect("finished"), 5);
     assert_eq!(files(folder.path()), ["1.pack"]);
-    assert!(!folder.path().join("main/backups/x").exists(), "its empty folders went along");
+    assert!(
+        !folder.path().join("main/backups/x").exists(),
+        "its empty folders went along"
+    );
 }
 
 #[test]
@@ -156,13 +191,29 @@ fn a_full_disk_is_named() {
         let place = std::path::PathBuf::from(std::env::var_os(PLACE).expect("set"));
         let store = LocalStore::new(place.clone());
         let mut upload = store.upload(&key("a/large")).expect("begun");
-        let error = upload.write(&bytes(3 << 20, 1)).expect_err("1 MiB does not hold 3");
-        let StoreError::DiskFull { needed_bytes, free_bytes, path, .. } = &error else { panic!("{error:?}") };
+        let error = upload
+            .write(&bytes(3 << 20, 1))
+            .expect_err("1 MiB does not hold 3");
+        let StoreError::DiskFull {
+            needed_bytes,
+            free_bytes,
+            path,
+            ..
+        } = &error
+        else {
+            panic!("{error:?}")
+        };
         assert_eq!((*needed_bytes, *free_bytes), (3 << 20, Some(0)));
         assert!(path.starts_with(&place) && error.hint().is_some());
         drop(upload);
-        assert_eq!(files(&place), Vec::<String>::new(), "what was written is gone");
-        store.create(&key("a/small"), Bytes::from_static(b"fits")).expect("there is room again");
+        assert_eq!(
+            files(&place),
+            Vec::<String>::new(),
+            "what was written is gone"
+        );
+        store
+            .create(&key("a/small"), Bytes::from_static(b"fits"))
+            .expect("there is room again");
         return;
     }
     let folder = tempfile::tempdir().expect("a directory");
@@ -173,23 +224,40 @@ fn a_full_disk_is_named() {
         .arg(folder.path())
         .arg(std::env::current_exe().expect("known"))
         .args(["--exact", "a_full_disk_is_named", "--nocapture"])
-        .envs([(PART, "full".into()), (PLACE, folder.path().as_os_str().to_owned())])
+        .envs([
+            (PART, "full".into()),
+            (PLACE, folder.path().as_os_str().to_owned()),
+        ])
         .output()
         .expect("unshare is there");
-    let said = format!("{}{}", String::from_utf8_lossy(&full.stdout), String::from_utf8_lossy(&full.stderr));
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&full.stdout),
+        String::from_utf8_lossy(&full.stderr)
+    );
     assert!(full.status.success() && said.contains("1 passed"), "{said}");
 }
 
 #[test]
 fn strangers_files_are_left_alone() {
     let (folder, store) = store();
-    store.create(&key("a/object"), Bytes::from_static(b"x")).expect("created");
+    store
+        .create(&key("a/object"), Bytes::from_static(b"x"))
+        .expect("created");
     let root = folder.path().join("some/where");
     std::fs::write(root.join("a/.hidden"), "").expect("written");
     std::fs::write(root.join("a/with space"), "").expect("written");
     assert_eq!(list_all(&store, "").expect("listed").len(), 1);
+    assert!(
+        store
+            .get(&key("a"))
+            .expect_err("a folder is no object")
+            .is_not_found()
+    );
     store.delete(&key("a/object")).expect("deleted");
     assert!(root.join("a/with space").exists() && root.join("a/.hidden").exists());
-    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&root).expect("known").permissions());
+    let mode = std::os::unix::fs::PermissionsExt::mode(
+        &std::fs::metadata(&root).expect("known").permissions(),
+    );
     assert_eq!(mode & 0o777, 0o700, "a repository is for its owner only");
 }

@@ -25,9 +25,17 @@ pub(super) struct Client {
 }
 
 impl Client {
-    fn new<T: ObjectStore + MultipartStore + PaginatedListStore>(client: T, endpoint: String) -> Client {
+    fn new<T: ObjectStore + MultipartStore + PaginatedListStore>(
+        client: T,
+        endpoint: String,
+    ) -> Client {
         let client = Arc::new(client);
-        Client { objects: client.clone(), parts: client.clone(), pages: client, endpoint }
+        Client {
+            objects: client.clone(),
+            parts: client.clone(),
+            pages: client,
+            endpoint,
+        }
     }
 }
 
@@ -72,7 +80,9 @@ fn s3(
         None => AmazonS3Builder::from_env(),
     };
     // A host name cannot hold a bucket with dots under the provider's certificate.
-    let path_style = options.path_style.unwrap_or(endpoint.is_some() || bucket.contains('.'));
+    let path_style = options
+        .path_style
+        .unwrap_or(endpoint.is_some() || bucket.contains('.'));
     let shown = match &endpoint {
         Some(endpoint) => endpoint.clone(),
         None => format!("https://s3.{region}.amazonaws.com"),
@@ -97,7 +107,9 @@ fn s3(
         .with_client_options(client_options(location, options)?)
         .with_retry(no_retries())
         .build();
-    client.map(|client| Client::new(client, shown)).map_err(|error| refused(location, &error))
+    client
+        .map(|client| Client::new(client, shown))
+        .map_err(|error| refused(location, &error))
 }
 
 fn google(
@@ -118,7 +130,9 @@ fn google(
         .with_retry(no_retries())
         .build();
     let endpoint = endpoint.unwrap_or_else(|| "https://storage.googleapis.com".to_owned());
-    client.map(|client| Client::new(client, endpoint)).map_err(|error| refused(location, &error))
+    client
+        .map(|client| Client::new(client, endpoint))
+        .map_err(|error| refused(location, &error))
 }
 
 fn azure(
@@ -141,7 +155,9 @@ fn azure(
     if let Some(key) = &options.secret_access_key {
         builder = builder.with_access_key(key.reveal());
     }
-    let shown = endpoint.clone().unwrap_or_else(|| "https://blob.core.windows.net".to_owned());
+    let shown = endpoint
+        .clone()
+        .unwrap_or_else(|| "https://blob.core.windows.net".to_owned());
     if let Some(endpoint) = endpoint {
         let plain = endpoint.starts_with("http://");
         builder = builder.with_endpoint(endpoint).with_allow_http(plain);
@@ -150,10 +166,15 @@ fn azure(
         .with_client_options(client_options(location, options)?)
         .with_retry(no_retries())
         .build();
-    client.map(|client| Client::new(client, shown)).map_err(|error| refused(location, &error))
+    client
+        .map(|client| Client::new(client, shown))
+        .map_err(|error| refused(location, &error))
 }
 
-fn client_options(location: &RepositoryUrl, options: &StoreOptions) -> Result<ClientOptions, StoreError> {
+fn client_options(
+    location: &RepositoryUrl,
+    options: &StoreOptions,
+) -> Result<ClientOptions, StoreError> {
     let mut client = ClientOptions::new()
         // Each attempt has a time of its own that grows with its size, instead of one for all.
         .with_timeout_disabled()
@@ -161,7 +182,12 @@ fn client_options(location: &RepositoryUrl, options: &StoreOptions) -> Result<Cl
         // Below the idle time after which common load balancers hang up.
         .with_pool_idle_timeout(Duration::from_secs(20))
         // Whether plain HTTP is acceptable was decided when the endpoint was read.
-        .with_allow_http(options.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://")))
+        .with_allow_http(
+            options
+                .endpoint
+                .as_ref()
+                .is_some_and(|endpoint| endpoint.starts_with("http://")),
+        )
         .with_allow_invalid_certificates(options.skip_tls_verification);
     if let Some(file) = &options.ca_certificate {
         let text = std::fs::read(file)
@@ -183,21 +209,37 @@ fn client_options(location: &RepositoryUrl, options: &StoreOptions) -> Result<Cl
 
 /// All retries are ours: only then is it known which attempt may have had its effect.
 fn no_retries() -> RetryConfig {
-    RetryConfig { max_retries: 0, ..RetryConfig::default() }
+    RetryConfig {
+        max_retries: 0,
+        ..RetryConfig::default()
+    }
 }
 
 fn refused(location: &RepositoryUrl, error: &object_store::Error) -> StoreError {
     let text = error.to_string();
     // The library's text may quote settings, secrets among them, so it only chooses between ours.
     let (reason, hint) = if text.contains("Account must be specified") {
-        ("the storage account is not known", "set access_key_id or AZURE_STORAGE_ACCOUNT_NAME to the account's name")
-    } else if text.contains("credential") || text.contains("key") || text.contains("service account") {
+        (
+            "the storage account is not known",
+            "set access_key_id or AZURE_STORAGE_ACCOUNT_NAME to the account's name",
+        )
+    } else if text.contains("credential")
+        || text.contains("key")
+        || text.contains("service account")
+    {
         (
             "the credentials cannot be read",
             "check the credentials in the configuration, the environment and the credentials file",
         )
     } else {
-        ("its settings are not accepted", "check endpoint, region and credentials in the configuration and the environment")
+        (
+            "its settings are not accepted",
+            "check endpoint, region and credentials in the configuration and the environment",
+        )
     };
-    StoreError::Options { location: location.clone(), reason: reason.to_owned(), hint }
+    StoreError::Options {
+        location: location.clone(),
+        reason: reason.to_owned(),
+        hint,
+    }
 }

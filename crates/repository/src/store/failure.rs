@@ -40,7 +40,11 @@ pub(super) enum Again {
 
 impl Failure {
     fn new(cause: Cause, again: Again, ambiguous: bool) -> Failure {
-        Failure { cause, again, ambiguous }
+        Failure {
+            cause,
+            again,
+            ambiguous,
+        }
     }
 
     fn problem(problem: RemoteProblem) -> Failure {
@@ -54,7 +58,11 @@ impl Failure {
 
     /// The body ended early.
     pub(super) fn torn() -> Failure {
-        Failure::new(Cause::Problem(RemoteProblem::ConnectionLost), Again::Yes, true)
+        Failure::new(
+            Cause::Problem(RemoteProblem::ConnectionLost),
+            Again::Yes,
+            true,
+        )
     }
 
     /// The object ends before the range does.
@@ -81,11 +89,15 @@ pub(super) fn classify(error: &object_store::Error, endpoint: &str) -> Failure {
         return failure;
     }
     match error {
-        object_store::Error::NotFound { .. } => return Failure::new(Cause::NotFound, Again::No, false),
+        object_store::Error::NotFound { .. } => {
+            return Failure::new(Cause::NotFound, Again::No, false);
+        }
         object_store::Error::AlreadyExists { .. } => {
             return Failure::new(Cause::AlreadyExists, Again::No, false);
         }
-        object_store::Error::PermissionDenied { .. } => return Failure::problem(RemoteProblem::Forbidden),
+        object_store::Error::PermissionDenied { .. } => {
+            return Failure::problem(RemoteProblem::Forbidden);
+        }
         object_store::Error::Unauthenticated { .. } => {
             return Failure::problem(RemoteProblem::BadCredentials(code));
         }
@@ -97,9 +109,16 @@ pub(super) fn classify(error: &object_store::Error, endpoint: &str) -> Failure {
     if text.contains("redirect without LOCATION") {
         return Failure::problem(RemoteProblem::WrongRegion(region(&text)));
     }
-    if text.contains("169.254.169.254") || text.contains("169.254.170.2") || text.contains("metadata.google.internal") {
+    if text.contains("169.254.169.254")
+        || text.contains("169.254.170.2")
+        || text.contains("metadata.google.internal")
+    {
         // No role here. The metadata service of a real instance may be slow, so ask again for a while.
-        return Failure::new(Cause::Problem(RemoteProblem::NoCredentials), Again::IfProven, false);
+        return Failure::new(
+            Cause::Problem(RemoteProblem::NoCredentials),
+            Again::IfProven,
+            false,
+        );
     }
     connection(error, &text, endpoint)
 }
@@ -108,11 +127,19 @@ fn by_code(code: &str, text: &str) -> Option<Failure> {
     let bad = || Failure::problem(RemoteProblem::BadCredentials(code.to_owned()));
     Some(match code {
         "NoSuchBucket" | "ContainerNotFound" => Failure::problem(RemoteProblem::BucketMissing),
-        "AccessDenied" | "AllAccessDisabled" | "AuthorizationPermissionMismatch" | "AccountProblem" => {
-            Failure::problem(RemoteProblem::Forbidden)
-        }
-        "InvalidAccessKeyId" | "SignatureDoesNotMatch" | "ExpiredToken" | "InvalidToken" | "TokenRefreshRequired"
-        | "InvalidSecurity" | "AuthenticationFailed" | "NotSignedUp" | "MissingSecurityHeader" => bad(),
+        "AccessDenied"
+        | "AllAccessDisabled"
+        | "AuthorizationPermissionMismatch"
+        | "AccountProblem" => Failure::problem(RemoteProblem::Forbidden),
+        "InvalidAccessKeyId"
+        | "SignatureDoesNotMatch"
+        | "ExpiredToken"
+        | "InvalidToken"
+        | "TokenRefreshRequired"
+        | "InvalidSecurity"
+        | "AuthenticationFailed"
+        | "NotSignedUp"
+        | "MissingSecurityHeader" => bad(),
         "RequestTimeTooSkewed" => Failure::problem(RemoteProblem::ClockSkew),
         "AuthorizationHeaderMalformed" if text.contains("region") => {
             Failure::problem(RemoteProblem::WrongRegion(region(text)))
@@ -123,14 +150,21 @@ fn by_code(code: &str, text: &str) -> Option<Failure> {
         "InvalidObjectState" | "BlobArchived" => Failure::problem(RemoteProblem::Archived),
         "NotImplemented" => Failure::problem(RemoteProblem::NoConditionalWrites),
         // Another conditional write is under way: who wins is not settled yet.
-        "ConditionalRequestConflict" | "OperationAborted" => {
-            Failure::new(Cause::Problem(RemoteProblem::Unavailable(409)), Again::Yes, false)
-        }
+        "ConditionalRequestConflict" | "OperationAborted" => Failure::new(
+            Cause::Problem(RemoteProblem::Unavailable(409)),
+            Again::Yes,
+            false,
+        ),
         "RequestTimeout" => Failure::timed_out(),
-        "SlowDown" | "InternalError" | "ServiceUnavailable" | "ServerBusy" | "OperationTimedOut" => {
-            Failure::new(Cause::Problem(RemoteProblem::Unavailable(503)), Again::Yes, true)
+        "SlowDown" | "InternalError" | "ServiceUnavailable" | "ServerBusy"
+        | "OperationTimedOut" => Failure::new(
+            Cause::Problem(RemoteProblem::Unavailable(503)),
+            Again::Yes,
+            true,
+        ),
+        "BlobNotFound" | "NoSuchKey" | "NoSuchUpload" => {
+            Failure::new(Cause::NotFound, Again::No, false)
         }
-        "BlobNotFound" | "NoSuchKey" | "NoSuchUpload" => Failure::new(Cause::NotFound, Again::No, false),
         _ => return None,
     })
 }
@@ -138,15 +172,29 @@ fn by_code(code: &str, text: &str) -> Option<Failure> {
 fn by_status(status: u16, code: String, text: &str) -> Failure {
     match status {
         408 => Failure::timed_out(),
-        429 => Failure::new(Cause::Problem(RemoteProblem::Unavailable(status)), Again::Yes, false),
+        429 => Failure::new(
+            Cause::Problem(RemoteProblem::Unavailable(status)),
+            Again::Yes,
+            false,
+        ),
         416 => Failure::beyond_end(),
         501 => Failure::problem(RemoteProblem::NoConditionalWrites),
-        500..=599 => Failure::new(Cause::Problem(RemoteProblem::Unavailable(status)), Again::Yes, true),
+        500..=599 => Failure::new(
+            Cause::Problem(RemoteProblem::Unavailable(status)),
+            Again::Yes,
+            true,
+        ),
         401 => Failure::problem(RemoteProblem::BadCredentials(code)),
         300..=399 => Failure::problem(RemoteProblem::WrongRegion(region(text))),
         _ => {
-            let code = if code.is_empty() { String::new() } else { format!(" ({code})") };
-            Failure::problem(RemoteProblem::Other(format!("the server answers HTTP status {status}{code}")))
+            let code = if code.is_empty() {
+                String::new()
+            } else {
+                format!(" ({code})")
+            };
+            Failure::problem(RemoteProblem::Other(format!(
+                "the server answers HTTP status {status}{code}"
+            )))
         }
     }
 }
@@ -157,11 +205,18 @@ fn connection(error: &object_store::Error, text: &str, endpoint: &str) -> Failur
         let problem = RemoteProblem::NameNotResolved(host(endpoint).to_owned());
         return Failure::new(Cause::Problem(problem), Again::IfProven, false);
     }
-    if lower.contains("certificate") || lower.contains("tls") || lower.contains("received corrupt message") {
+    if lower.contains("certificate")
+        || lower.contains("tls")
+        || lower.contains("received corrupt message")
+    {
         return Failure::problem(RemoteProblem::Tls(tls_reason(error)));
     }
-    if lower.contains("range") && lower.contains("satisf") {
+    // The library's own checks of a partial answer against what was asked for.
+    if text.contains("Wanted range starting at") || (text.contains("Requested ") && text.contains(", got ")) {
         return Failure::beyond_end();
+    }
+    if text.contains("non-partial response") {
+        return Failure::problem(RemoteProblem::Other("the server ignores ranges".to_owned()));
     }
     match http_error(error).map(HttpError::kind) {
         Some(HttpErrorKind::Connect) => {
@@ -179,9 +234,13 @@ fn connection(error: &object_store::Error, text: &str, endpoint: &str) -> Failur
 }
 
 fn host(endpoint: &str) -> &str {
-    let rest = endpoint.split_once("://").map_or(endpoint, |(_, rest)| rest);
+    let rest = endpoint
+        .split_once("://")
+        .map_or(endpoint, |(_, rest)| rest);
     let authority = rest.split('/').next().unwrap_or(rest);
-    authority.rsplit_once(':').map_or(authority, |(host, _)| host)
+    authority
+        .rsplit_once(':')
+        .map_or(authority, |(host, _)| host)
 }
 
 /// The texts of an error and its sources, one a line.
@@ -215,8 +274,12 @@ fn tls_reason(error: &object_store::Error) -> String {
     }
     let text = last.to_string();
     match text.as_str() {
-        text if text.contains("UnknownIssuer") => "the certificate's issuer is not trusted".to_owned(),
-        text if text.contains("NotValidForName") => "the certificate is for another name".to_owned(),
+        text if text.contains("UnknownIssuer") => {
+            "the certificate's issuer is not trusted".to_owned()
+        }
+        text if text.contains("NotValidForName") => {
+            "the certificate is for another name".to_owned()
+        }
         text if text.contains("Expired") => "the certificate has expired".to_owned(),
         text if text.contains("corrupt message") => "the server does not speak TLS here".to_owned(),
         text => text.chars().filter(|c| !c.is_control()).take(200).collect(),
@@ -260,15 +323,31 @@ mod tests {
     #[track_caller]
     fn check(status: &str, body: &str, cause: Cause, again: Again) {
         let failure = classify(&answer(status, body), "https://s3.example");
-        assert_eq!((failure.cause, failure.again), (cause, again), "{status} {body}");
+        assert_eq!(
+            (failure.cause, failure.again),
+            (cause, again),
+            "{status} {body}"
+        );
     }
 
     #[test]
     fn answers_are_understood() {
         use RemoteProblem as P;
-        let xml = |code: &str| format!("<Error><Code>{code}</Code><Message>secret stuff</Message></Error>");
-        check("404 Not Found", &xml("NoSuchBucket"), Cause::Problem(P::BucketMissing), Again::No);
-        check("403 Forbidden", &xml("AccessDenied"), Cause::Problem(P::Forbidden), Again::No);
+        let xml = |code: &str| {
+            format!("<Error><Code>{code}</Code><Message>secret stuff</Message></Error>")
+        };
+        check(
+            "404 Not Found",
+            &xml("NoSuchBucket"),
+            Cause::Problem(P::BucketMissing),
+            Again::No,
+        );
+        check(
+            "403 Forbidden",
+            &xml("AccessDenied"),
+            Cause::Problem(P::Forbidden),
+            Again::No,
+        );
         check(
             "403 Forbidden",
             &xml("SignatureDoesNotMatch"),
@@ -281,22 +360,52 @@ mod tests {
             Cause::Problem(P::WrongRegion(Some("eu-west-3".into()))),
             Again::No,
         );
-        check("503 Slow Down", &xml("SlowDown"), Cause::Problem(P::Unavailable(503)), Again::Yes);
-        check("502 Bad Gateway", "<html>", Cause::Problem(P::Unavailable(502)), Again::Yes);
-        check("429 Too Many Requests", "", Cause::Problem(P::Unavailable(429)), Again::Yes);
-        check("409 Conflict", &xml("ConditionalRequestConflict"), Cause::Problem(P::Unavailable(409)), Again::Yes);
-        check("416 Range Not Satisfiable", &xml("InvalidRange"), Cause::RangeBeyondEnd, Again::No);
+        check(
+            "503 Slow Down",
+            &xml("SlowDown"),
+            Cause::Problem(P::Unavailable(503)),
+            Again::Yes,
+        );
+        check(
+            "502 Bad Gateway",
+            "<html>",
+            Cause::Problem(P::Unavailable(502)),
+            Again::Yes,
+        );
+        check(
+            "429 Too Many Requests",
+            "",
+            Cause::Problem(P::Unavailable(429)),
+            Again::Yes,
+        );
+        check(
+            "409 Conflict",
+            &xml("ConditionalRequestConflict"),
+            Cause::Problem(P::Unavailable(409)),
+            Again::Yes,
+        );
+        check(
+            "416 Range Not Satisfiable",
+            &xml("InvalidRange"),
+            Cause::RangeBeyondEnd,
+            Again::No,
+        );
         check(
             "400 Bad Request",
             &xml("InvalidStorageClass"),
-            Cause::Problem(P::Other("the server answers HTTP status 400 (InvalidStorageClass)".into())),
+            Cause::Problem(P::Other(
+                "the server answers HTTP status 400 (InvalidStorageClass)".into(),
+            )),
             Again::No,
         );
     }
 
     #[test]
     fn only_words_of_an_answer_are_shown() {
-        let failure = classify(&answer("400 Bad", "<Code>hunter2 and more</Code>"), "https://s3.example");
+        let failure = classify(
+            &answer("400 Bad", "<Code>hunter2 and more</Code>"),
+            "https://s3.example",
+        );
         assert!(!format!("{failure:?}").contains("hunter2"));
     }
 

@@ -34,7 +34,10 @@ impl Key {
         let text = text.into();
         match flaw(&text) {
             None => Ok(Key(text)),
-            Some(reason) => Err(InvalidKey { text: text.escape_default().to_string(), reason }),
+            Some(reason) => Err(InvalidKey {
+                text: text.escape_default().to_string(),
+                reason,
+            }),
         }
     }
 
@@ -74,7 +77,10 @@ fn flaw(text: &str) -> Option<&'static str> {
         if part.len() > MAX_NAME_BYTES {
             return Some("a part of it is too long");
         }
-        if !part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.+=@".contains(&b)) {
+        if !part
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-_.+=@".contains(&b))
+        {
             return Some("only letters, digits and - _ . + = @ are allowed");
         }
     }
@@ -85,9 +91,10 @@ fn flaw(text: &str) -> Option<&'static str> {
 pub(crate) fn folder(prefix: &str) -> Result<&str, InvalidKey> {
     let folder = prefix.strip_suffix('/').unwrap_or(prefix);
     match flaw(folder) {
-        Some(reason) if !folder.is_empty() => {
-            Err(InvalidKey { text: prefix.escape_default().to_string(), reason })
-        }
+        Some(reason) if !folder.is_empty() => Err(InvalidKey {
+            text: prefix.escape_default().to_string(),
+            reason,
+        }),
         _ => Ok(folder),
     }
 }
@@ -124,11 +131,20 @@ mod tests {
 
     #[test]
     fn keys_are_checked() {
-        for good in ["leeward.json", "main/backups/20261122T023000Z-k7q2/packs/1.pack", "a+b=c@d/_x"] {
-            assert_eq!(Key::new(good).map(|key| key.to_string()).as_deref(), Ok(good));
+        for good in [
+            "leeward.json",
+            "main/backups/20261122T023000Z-k7q2/packs/1.pack",
+            "a+b=c@d/_x",
+        ] {
+            assert_eq!(
+                Key::new(good).map(|key| key.to_string()).as_deref(),
+                Ok(good)
+            );
         }
         let long = "x".repeat(MAX_NAME_BYTES + 1);
-        for bad in ["", "/a", "a/", "a//b", ".a", "a/..", "a b", "a\n", "ä", "a\\b", "a%20", &long] {
+        for bad in [
+            "", "/a", "a/", "a//b", ".a", "a/..", "a b", "a\n", "ä", "a\\b", "a%20", &long,
+        ] {
             assert!(Key::new(bad).is_err(), "{bad:?}");
         }
     }

@@ -50,22 +50,31 @@ impl LocalStore {
     }
 
     fn not_found(&self, key: &Key) -> StoreError {
-        StoreError::NotFound { key: key.clone(), location: self.location.clone() }
+        StoreError::NotFound {
+            key: key.clone(),
+            location: self.location.clone(),
+        }
     }
 
     fn already_exists(&self, key: &Key) -> StoreError {
-        StoreError::AlreadyExists { key: key.clone(), location: self.location.clone() }
+        StoreError::AlreadyExists {
+            key: key.clone(),
+            location: self.location.clone(),
+        }
     }
 
     fn conflict(&self, key: &Key) -> StoreError {
-        StoreError::Conflict { key: key.clone(), location: self.location.clone() }
+        StoreError::Conflict {
+            key: key.clone(),
+            location: self.location.clone(),
+        }
     }
 
     fn read_error(&self, key: &Key, error: io::Error) -> StoreError {
         match error.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory => {
-                self.not_found(key)
-            }
+            io::ErrorKind::NotFound
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::IsADirectory => self.not_found(key),
             _ => StoreError::from_io("read", self.path(key), 0, error),
         }
     }
@@ -94,16 +103,21 @@ impl LocalStore {
                 // Somebody deleted the folder's last object, and the folder with it, in between.
                 Err(error) if error.kind() == io::ErrorKind::NotFound && rounds < 100 => {
                     rounds += 1;
-                    self.durable_folders().retain(|known| !folder.starts_with(known));
+                    self.durable_folders()
+                        .retain(|known| !folder.starts_with(known));
                 }
-                Err(error) => return Err(StoreError::from_io("create a file in", folder, 0, error)),
+                Err(error) => {
+                    return Err(StoreError::from_io("create a file in", folder, 0, error));
+                }
             }
         }
     }
 
     fn durable_folders(&self) -> std::sync::MutexGuard<'_, HashSet<PathBuf>> {
         // A set of paths is right at any moment, so a panic elsewhere does not spoil it.
-        self.durable_folders.lock().unwrap_or_else(PoisonError::into_inner)
+        self.durable_folders
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Holds the repository's lock until dropped.
@@ -148,7 +162,10 @@ impl LocalStore {
 
 /// A version stands for a content, so comparing it needs no clock and no inode.
 fn version_of(content: &[u8]) -> ObjectVersion {
-    ObjectVersion { e_tag: Some(blake3::hash(content).to_hex().to_string()), version: None }
+    ObjectVersion {
+        e_tag: Some(blake3::hash(content).to_hex().to_string()),
+        version: None,
+    }
 }
 
 impl Store for LocalStore {
@@ -159,7 +176,8 @@ impl Store for LocalStore {
     fn get(&self, key: &Key) -> Result<Bytes, StoreError> {
         let (mut file, size) = self.open(key)?;
         let mut content = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
-        file.read_to_end(&mut content).map_err(|error| self.read_error(key, error))?;
+        file.read_to_end(&mut content)
+            .map_err(|error| self.read_error(key, error))?;
         Ok(content.into())
     }
 
@@ -246,7 +264,11 @@ impl Store for LocalStore {
     fn upload(&self, key: &Key) -> Result<Box<dyn Upload>, StoreError> {
         let target = self.path(key);
         let file = StreamedFile::new(self.temporary(&target)?);
-        Ok(Box::new(LocalUpload { file, target, taken: self.already_exists(key) }))
+        Ok(Box::new(LocalUpload {
+            file,
+            target,
+            taken: self.already_exists(key),
+        }))
     }
 
     fn list(
@@ -267,7 +289,9 @@ impl Store for LocalStore {
                 continue;
             }
             // An object store has no empty folders, so neither have we.
-            let below = visit(&place.join(&entry.name), &entry.name, &mut |_| ControlFlow::Break(()))?;
+            let below = visit(&place.join(&entry.name), &entry.name, &mut |_| {
+                ControlFlow::Break(())
+            })?;
             if below.is_break() {
                 names.push(entry.name);
             }
@@ -284,7 +308,10 @@ impl Store for LocalStore {
         match fs::remove_file(&target) {
             Ok(()) => {}
             Err(error)
-                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) =>
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
             {
                 return Ok(());
             }
@@ -314,7 +341,11 @@ impl Upload for LocalUpload {
     }
 
     fn finish(self: Box<Self>) -> Result<u64, StoreError> {
-        let LocalUpload { file, target, taken } = *self;
+        let LocalUpload {
+            file,
+            target,
+            taken,
+        } = *self;
         file.finish(&target)?.ok_or(taken)
     }
 }
@@ -333,7 +364,10 @@ fn entries(place: &Path) -> Result<Vec<Entry>, StoreError> {
             && !is_hidden(&name)
             && let Ok(kind) = entry.file_type()
         {
-            entries.push(Entry { name, is_folder: kind.is_dir() });
+            entries.push(Entry {
+                name,
+                is_folder: kind.is_dir(),
+            });
         }
     }
     entries.sort_by(|a, b| a.name.cmp(&b.name));
@@ -343,7 +377,12 @@ fn entries(place: &Path) -> Result<Vec<Entry>, StoreError> {
 fn read_folder(place: &Path) -> Result<Vec<fs::DirEntry>, StoreError> {
     match fs::read_dir(place).and_then(Iterator::collect) {
         Ok(entries) => Ok(entries),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
             Ok(Vec::new())
         }
         Err(error) => Err(StoreError::from_io("list", place, 0, error)),
@@ -357,16 +396,21 @@ fn visit(
 ) -> Result<ControlFlow<()>, StoreError> {
     for entry in entries(place)? {
         let path = place.join(&entry.name);
-        let text = if prefix.is_empty() { entry.name } else { format!("{prefix}/{}", entry.name) };
+        let text = if prefix.is_empty() {
+            entry.name
+        } else {
+            format!("{prefix}/{}", entry.name)
+        };
         let flow = if entry.is_folder {
             visit(&path, &text, found)?
         } else {
             // A name that is no key is a stranger's file ("lost+found" aside): not an object.
             let Ok(key) = Key::new(text) else { continue };
             match fs::metadata(&path) {
-                Ok(metadata) if metadata.is_file() => {
-                    found(ObjectInfo { key, size_bytes: metadata.len() })
-                }
+                Ok(metadata) if metadata.is_file() => found(ObjectInfo {
+                    key,
+                    size_bytes: metadata.len(),
+                }),
                 Ok(_) => continue,
                 // Deleted since the folder was read.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -384,7 +428,9 @@ fn visit(
 fn remove_leftover_files(place: &Path) -> Result<u64, StoreError> {
     let mut removed = 0;
     for entry in read_folder(place)? {
-        let Ok(name) = entry.file_name().into_string() else { continue };
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
         let age_seconds = entry
             .metadata()
             .and_then(|metadata| metadata.modified())

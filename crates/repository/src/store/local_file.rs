@@ -49,7 +49,11 @@ impl TemporaryFile {
             .create_new(true)
             .mode(FILE_MODE)
             .open(&path)?;
-        Ok(TemporaryFile { file, path, placed: false })
+        Ok(TemporaryFile {
+            file,
+            path,
+            placed: false,
+        })
     }
 
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
@@ -114,7 +118,13 @@ pub(super) struct StreamedFile {
 
 impl StreamedFile {
     pub(super) fn new(temporary: TemporaryFile) -> StreamedFile {
-        StreamedFile { temporary, written_bytes: 0, requested_bytes: 0, requests: None, helper: None }
+        StreamedFile {
+            temporary,
+            written_bytes: 0,
+            requested_bytes: 0,
+            requests: None,
+            helper: None,
+        }
     }
 
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
@@ -140,7 +150,10 @@ impl StreamedFile {
             self.requests = Some(sender);
             self.helper = Some(helper);
         }
-        let sent = self.requests.as_ref().map(|requests| requests.send(self.written_bytes));
+        let sent = self
+            .requests
+            .as_ref()
+            .map(|requests| requests.send(self.written_bytes));
         match sent {
             // The helper has gone: with an error, which must not get lost, because the kernel reports it once only.
             Some(Err(_)) => self.join_helper(),
@@ -164,9 +177,12 @@ impl StreamedFile {
         self.requests = None;
         match self.helper.take().map(JoinHandle::join) {
             None | Some(Ok(Ok(()))) => Ok(()),
-            Some(Ok(Err(error))) => {
-                Err(StoreError::from_io("sync", &self.temporary.path, self.written_bytes, error))
-            }
+            Some(Ok(Err(error))) => Err(StoreError::from_io(
+                "sync",
+                &self.temporary.path,
+                self.written_bytes,
+                error,
+            )),
             Some(Err(_)) => Err(StoreError::Io {
                 action: "sync",
                 path: self.temporary.path.clone(),
@@ -184,7 +200,12 @@ fn write_back(file: &File, requests: &Receiver<u64>) -> io::Result<()> {
         }
         fdatasync(file)?;
         // Advice only: whatever it answers, the bytes are safe.
-        let _ = fadvise(file, released, std::num::NonZeroU64::new(end - released), Advice::DontNeed);
+        let _ = fadvise(
+            file,
+            released,
+            std::num::NonZeroU64::new(end - released),
+            Advice::DontNeed,
+        );
         released = end;
     }
     Ok(())
@@ -273,7 +294,12 @@ pub(super) fn is_leftover(name: &str, age_seconds: u64) -> bool {
         && let Some(pid) = pid.and_then(|pid| pid.parse().ok())
         && let Some(process_start_ticks) = ticks.and_then(|ticks| ticks.parse().ok())
     {
-        return ProcessIdentity { pid, process_start_ticks, ..here }.is_known_dead();
+        return ProcessIdentity {
+            pid,
+            process_start_ticks,
+            ..here
+        }
+        .is_known_dead();
     }
     age_seconds > FOREIGN_AGE_SECONDS
 }

@@ -24,7 +24,9 @@ mod secret;
 
 pub use crate::error::{RemoteProblem, StoreError};
 pub use key::{InvalidKey, Key, MAX_KEY_BYTES};
-pub use options::{DEFAULT_CONCURRENCY, DEFAULT_PART_BYTES, MAX_PART_BYTES, MIN_PART_BYTES, StoreOptions};
+pub use options::{
+    DEFAULT_CONCURRENCY, DEFAULT_PART_BYTES, MAX_PART_BYTES, MIN_PART_BYTES, StoreOptions,
+};
 pub use secret::Secret;
 
 use crate::url::RepositoryUrl;

@@ -95,7 +95,9 @@ impl StoreOptions {
     #[must_use]
     pub fn overridden_by(mut self, environment: impl Fn(&str) -> Option<String>) -> StoreOptions {
         let read = |names: &[&str]| {
-            names.iter().find_map(|name| environment(name).filter(|value| !value.is_empty()))
+            names
+                .iter()
+                .find_map(|name| environment(name).filter(|value| !value.is_empty()))
         };
         if let Some(endpoint) = read(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]) {
             self.endpoint = Some(endpoint);
@@ -103,7 +105,10 @@ impl StoreOptions {
         if let Some(region) = read(&["AWS_REGION", "AWS_DEFAULT_REGION"]) {
             self.region = Some(region);
         }
-        if let (Some(id), Some(secret)) = (read(&["AWS_ACCESS_KEY_ID"]), read(&["AWS_SECRET_ACCESS_KEY"])) {
+        if let (Some(id), Some(secret)) = (
+            read(&["AWS_ACCESS_KEY_ID"]),
+            read(&["AWS_SECRET_ACCESS_KEY"]),
+        ) {
             self.access_key_id = Some(Secret::new(id));
             self.secret_access_key = Some(Secret::new(secret));
             self.session_token = read(&["AWS_SESSION_TOKEN"]).map(Secret::new);
@@ -117,23 +122,38 @@ impl StoreOptions {
         if let Some(bundle) = read(&["AWS_CA_BUNDLE"]) {
             self.ca_certificate = Some(bundle.into());
         }
-        if read(&["AWS_ALLOW_HTTP"]).is_some_and(|value| matches!(value.as_str(), "1" | "true" | "yes" | "on")) {
+        if read(&["AWS_ALLOW_HTTP"])
+            .is_some_and(|value| matches!(value.as_str(), "1" | "true" | "yes" | "on"))
+        {
             self.allow_http = true;
         }
         self
     }
 
     /// The endpoint as a URL without a slash at its end.
-    pub(super) fn endpoint_url(&self, location: &RepositoryUrl) -> Result<Option<String>, StoreError> {
-        let Some(endpoint) = &self.endpoint else { return Ok(None) };
-        let text = if endpoint.contains("://") { endpoint.clone() } else { format!("https://{endpoint}") };
+    pub(super) fn endpoint_url(
+        &self,
+        location: &RepositoryUrl,
+    ) -> Result<Option<String>, StoreError> {
+        let Some(endpoint) = &self.endpoint else {
+            return Ok(None);
+        };
+        let text = if endpoint.contains("://") {
+            endpoint.clone()
+        } else {
+            format!("https://{endpoint}")
+        };
         let refused = |reason: &str, hint| StoreError::Options {
             location: location.clone(),
             reason: reason.to_owned(),
             hint,
         };
-        let url = url::Url::parse(&text)
-            .map_err(|_| refused("the endpoint is not a URL", "write endpoint as https://host:port"))?;
+        let url = url::Url::parse(&text).map_err(|_| {
+            refused(
+                "the endpoint is not a URL",
+                "write endpoint as https://host:port",
+            )
+        })?;
         if !url.username().is_empty() || url.password().is_some() {
             return Err(refused(
                 "the endpoint carries a user name or password",
@@ -144,7 +164,12 @@ impl StoreOptions {
             Some(url::Host::Domain(name)) => name == "localhost",
             Some(url::Host::Ipv4(address)) => address.is_loopback(),
             Some(url::Host::Ipv6(address)) => address.is_loopback(),
-            None => return Err(refused("the endpoint names no host", "write endpoint as https://host:port")),
+            None => {
+                return Err(refused(
+                    "the endpoint names no host",
+                    "write endpoint as https://host:port",
+                ));
+            }
         };
         match url.scheme() {
             "https" => {}
@@ -155,7 +180,12 @@ impl StoreOptions {
                     "use https://, or set allow_http = true (AWS_ALLOW_HTTP=true) if the network is yours",
                 ));
             }
-            _ => return Err(refused("the endpoint is neither https nor http", "write endpoint as https://host:port")),
+            _ => {
+                return Err(refused(
+                    "the endpoint is neither https nor http",
+                    "write endpoint as https://host:port",
+                ));
+            }
         }
         Ok(Some(text.trim_end_matches('/').to_owned()))
     }
@@ -178,8 +208,16 @@ impl StoreOptions {
                 location: location.clone(),
                 reason: format!(
                     "{} is given without {}",
-                    if id.is_some() { "access_key_id" } else { "secret_access_key" },
-                    if id.is_some() { "secret_access_key" } else { "access_key_id" },
+                    if id.is_some() {
+                        "access_key_id"
+                    } else {
+                        "secret_access_key"
+                    },
+                    if id.is_some() {
+                        "secret_access_key"
+                    } else {
+                        "access_key_id"
+                    },
                 ),
                 hint: "give both, or neither to use the environment or the instance's role",
             }),
@@ -201,7 +239,12 @@ mod tests {
     }
 
     fn environment<'a>(pairs: &'a [(&'a str, &'a str)]) -> impl Fn(&str) -> Option<String> + 'a {
-        move |name| pairs.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+        move |name| {
+            pairs
+                .iter()
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| (*value).to_owned())
+        }
     }
 
     #[test]
@@ -213,8 +256,14 @@ mod tests {
             region: Some("eu-west-1".into()),
             ..StoreOptions::default()
         };
-        let half = configured.clone().overridden_by(environment(&[("AWS_ACCESS_KEY_ID", "env-id")]));
-        assert_eq!(half.access_key_id, Some(Secret::new("file-id")), "half a pair is no pair");
+        let half = configured
+            .clone()
+            .overridden_by(environment(&[("AWS_ACCESS_KEY_ID", "env-id")]));
+        assert_eq!(
+            half.access_key_id,
+            Some(Secret::new("file-id")),
+            "half a pair is no pair"
+        );
 
         let whole = configured.overridden_by(environment(&[
             ("AWS_ACCESS_KEY_ID", "env-id"),
@@ -224,25 +273,49 @@ mod tests {
             ("AWS_ENDPOINT_URL_S3", "https://s3"),
         ]));
         assert_eq!(whole.access_key_id, Some(Secret::new("env-id")));
-        assert_eq!(whole.session_token, None, "the file's token does not go with the environment's key");
+        assert_eq!(
+            whole.session_token, None,
+            "the file's token does not go with the environment's key"
+        );
         assert_eq!(whole.region.as_deref(), Some("eu-central-1"));
         assert_eq!(whole.endpoint.as_deref(), Some("https://s3"));
         let shown = format!("{whole:?}");
-        assert!(!shown.contains("env-secret") && !shown.contains("env-id"), "{shown}");
+        assert!(
+            !shown.contains("env-secret") && !shown.contains("env-id"),
+            "{shown}"
+        );
     }
 
     #[test]
     fn endpoints_are_checked() {
         let check = |endpoint: &str, allow_http| {
-            StoreOptions { endpoint: Some(endpoint.into()), allow_http, ..StoreOptions::default() }
-                .endpoint_url(&location())
+            StoreOptions {
+                endpoint: Some(endpoint.into()),
+                allow_http,
+                ..StoreOptions::default()
+            }
+            .endpoint_url(&location())
         };
-        assert_eq!(check("minio.example:9000/", false).ok().flatten().as_deref(), Some("https://minio.example:9000"));
-        assert_eq!(check("http://127.0.0.1:9000", false).ok().flatten().as_deref(), Some("http://127.0.0.1:9000"));
+        assert_eq!(
+            check("minio.example:9000/", false)
+                .ok()
+                .flatten()
+                .as_deref(),
+            Some("https://minio.example:9000")
+        );
+        assert_eq!(
+            check("http://127.0.0.1:9000", false)
+                .ok()
+                .flatten()
+                .as_deref(),
+            Some("http://127.0.0.1:9000")
+        );
         assert!(check("http://minio.example", false).is_err());
         assert!(check("http://minio.example", true).is_ok());
         assert!(check("ftp://minio.example", true).is_err());
-        let error = check("https://id:hunter2@minio.example", false).expect_err("refused").to_string();
+        let error = check("https://id:hunter2@minio.example", false)
+            .expect_err("refused")
+            .to_string();
         assert!(!error.contains("hunter2"), "{error}");
     }
 }

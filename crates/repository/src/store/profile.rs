@@ -31,10 +31,16 @@ pub(super) fn find(
         // A pod's own identity goes before a file that happens to lie in the home directory.
         return Ok(None);
     }
-    let refused = |reason: String, hint| StoreError::Options { location: location.clone(), reason, hint };
+    let refused = |reason: String, hint| StoreError::Options {
+        location: location.clone(),
+        reason,
+        hint,
+    };
     let home = environment("HOME").map(|home| PathBuf::from(home).join(".aws"));
-    let Some(file) =
-        options.credentials_file.clone().or_else(|| home.as_ref().map(|home| home.join("credentials")))
+    let Some(file) = options
+        .credentials_file
+        .clone()
+        .or_else(|| home.as_ref().map(|home| home.join("credentials")))
     else {
         return Ok(None);
     };
@@ -44,13 +50,22 @@ pub(super) fn find(
         Err(error) if error.kind() == io::ErrorKind::NotFound && !asked => return Ok(None),
         // The home directory may be closed to us when somebody else's environment came along (sudo).
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied && !asked => return Ok(None),
-        Err(source) => return Err(StoreError::from_io("read the credentials file", file, 0, source)),
+        Err(source) => {
+            return Err(StoreError::from_io(
+                "read the credentials file",
+                file,
+                0,
+                source,
+            ));
+        }
     };
     // The other file, "config", holds regions, and keys too if somebody likes it so. It is optional.
     let config_file = environment("AWS_CONFIG_FILE")
         .map(PathBuf::from)
         .or_else(|| home.map(|home| home.join("config")));
-    let config = config_file.and_then(|file| read(&file).ok()).unwrap_or_default();
+    let config = config_file
+        .and_then(|file| read(&file).ok())
+        .unwrap_or_default();
     let get = |key: &str| {
         sections
             .get(name)
@@ -66,7 +81,9 @@ pub(super) fn find(
             region: get("region"),
         })),
         _ if !asked => Ok(None),
-        _ if get("role_arn").is_some() || get("sso_session").is_some() || get("sso_start_url").is_some()
+        _ if get("role_arn").is_some()
+            || get("sso_session").is_some()
+            || get("sso_start_url").is_some()
             || get("credential_process").is_some() =>
         {
             Err(refused(
@@ -75,7 +92,10 @@ pub(super) fn find(
             ))
         }
         _ => Err(refused(
-            format!("profile \"{name}\" with both keys is not in \"{}\"", file.display()),
+            format!(
+                "profile \"{name}\" with both keys is not in \"{}\"",
+                file.display()
+            ),
             "check profile (AWS_PROFILE) and credentials_file (AWS_SHARED_CREDENTIALS_FILE)",
         )),
     }
@@ -98,7 +118,10 @@ fn parse(text: &str) -> Sections {
         if line.is_empty() || line.starts_with(['#', ';']) {
             continue;
         }
-        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.split(']').next()) {
+        if let Some(name) = line
+            .strip_prefix('[')
+            .and_then(|rest| rest.split(']').next())
+        {
             let name = name.trim();
             let name = name.strip_prefix("profile ").map_or(name, str::trim);
             section = Some(name.to_owned());
@@ -153,7 +176,13 @@ role_arn = arn:aws:iam::1:role/x
         assert_eq!(default.secret_access_key.reveal(), "default/secret+=");
         let other = check(Some("other")).expect("read").expect("found");
         assert_eq!(other.secret_access_key.reveal(), "othersecret");
-        assert_eq!(other.session_token.map(|token| token.reveal().to_owned()).as_deref(), Some("token=="));
+        assert_eq!(
+            other
+                .session_token
+                .map(|token| token.reveal().to_owned())
+                .as_deref(),
+            Some("token==")
+        );
         assert_eq!(other.region.as_deref(), Some("eu-north-1"));
     }
 
@@ -173,7 +202,10 @@ role_arn = arn:aws:iam::1:role/x
         let environment = |name: &str| (name == "HOME").then(|| home.path().display().to_string());
         let nobody_asked = find(&StoreOptions::default(), &location, &environment);
         assert!(matches!(nobody_asked, Ok(None)), "{nobody_asked:?}");
-        let asked = StoreOptions { profile: Some("x".into()), ..StoreOptions::default() };
+        let asked = StoreOptions {
+            profile: Some("x".into()),
+            ..StoreOptions::default()
+        };
         assert!(find(&asked, &location, &environment).is_err());
     }
 }

@@ -15,8 +15,8 @@ use futures_util::StreamExt;
 use object_store::list::PaginatedListOptions;
 use object_store::path::Path;
 use object_store::{
-    Attribute, Attributes, GetOptions, GetRange, GetResult, ObjectStoreExt, PutMode, PutOptions, PutPayload,
-    PutResult, UpdateVersion,
+    Attribute, Attributes, GetOptions, GetRange, GetResult, ObjectStoreExt, PutMode, PutOptions,
+    PutPayload, PutResult, UpdateVersion,
 };
 use tokio::runtime::Runtime;
 
@@ -51,8 +51,16 @@ impl RemoteStore {
     ///
     /// # Errors
     /// [`StoreError::Options`] when the options do not fit together, or the address is a local directory's.
-    pub fn new(location: &RepositoryUrl, options: &StoreOptions) -> Result<RemoteStore, StoreError> {
-        let RepositoryUrl::Bucket { service, bucket, prefix } = location else {
+    pub fn new(
+        location: &RepositoryUrl,
+        options: &StoreOptions,
+    ) -> Result<RemoteStore, StoreError> {
+        let RepositoryUrl::Bucket {
+            service,
+            bucket,
+            prefix,
+        } = location
+        else {
             return Err(StoreError::Options {
                 location: location.clone(),
                 reason: "it is a directory, not a bucket".to_owned(),
@@ -111,7 +119,11 @@ impl Bucket {
     }
 
     fn full(&self, rest: &str) -> String {
-        if self.prefix.is_empty() { rest.to_owned() } else { format!("{}/{rest}", self.prefix) }
+        if self.prefix.is_empty() {
+            rest.to_owned()
+        } else {
+            format!("{}/{rest}", self.prefix)
+        }
     }
 
     pub(super) fn classify(&self, error: object_store::Error) -> Failure {
@@ -119,7 +131,13 @@ impl Bucket {
     }
 
     /// Puts a failure into words.
-    pub(super) fn error(&self, action: &'static str, key: &Key, failure: Failure, attempts: u32) -> StoreError {
+    pub(super) fn error(
+        &self,
+        action: &'static str,
+        key: &Key,
+        failure: Failure,
+        attempts: u32,
+    ) -> StoreError {
         let (key, location) = (key.clone(), self.location.clone());
         match failure.cause {
             Cause::NotFound => StoreError::NotFound { key, location },
@@ -131,12 +149,26 @@ impl Bucket {
                 RemoteProblem::Other("the range lies outside of the object".to_owned()),
                 attempts,
             ),
-            Cause::Problem(problem) => self.remote(action, format!("object \"{key}\""), problem, attempts),
+            Cause::Problem(problem) => {
+                self.remote(action, format!("object \"{key}\""), problem, attempts)
+            }
         }
     }
 
-    fn remote(&self, action: &'static str, object: String, problem: RemoteProblem, attempts: u32) -> StoreError {
-        StoreError::Remote { action, object, location: self.location.clone(), problem, attempts }
+    fn remote(
+        &self,
+        action: &'static str,
+        object: String,
+        problem: RemoteProblem,
+        attempts: u32,
+    ) -> StoreError {
+        StoreError::Remote {
+            action,
+            object,
+            location: self.location.clone(),
+            problem,
+            attempts,
+        }
     }
 
     /// Runs attempts and puts what comes of them into words.
@@ -151,25 +183,41 @@ impl Bucket {
         F: Future<Output = Result<T, Failure>>,
     {
         let outcome = self.retry.run(body_bytes, attempt).await;
-        outcome.result.map_err(|failure| self.error(action, key, failure, outcome.attempts))
+        outcome
+            .result
+            .map_err(|failure| self.error(action, key, failure, outcome.attempts))
     }
 
     /// Waits for a part of an answer as long as patience goes.
     async fn wait<T>(&self, work: impl Future<Output = T>) -> Result<T, Failure> {
-        tokio::time::timeout(self.retry.patience, work).await.map_err(|_| Failure::timed_out())
+        tokio::time::timeout(self.retry.patience, work)
+            .await
+            .map_err(|_| Failure::timed_out())
     }
 
     /// One attempt to read an object or a part of it, to the last byte.
-    async fn read(&self, path: &Path, range: Option<Range<u64>>) -> Result<(Bytes, ObjectVersion), Failure> {
-        let options = GetOptions { range: range.clone().map(GetRange::Bounded), ..GetOptions::default() };
-        let answer = self.wait(self.client.objects.get_opts(path, options)).await?;
+    async fn read(
+        &self,
+        path: &Path,
+        range: Option<Range<u64>>,
+    ) -> Result<(Bytes, ObjectVersion), Failure> {
+        let options = GetOptions {
+            range: range.clone().map(GetRange::Bounded),
+            ..GetOptions::default()
+        };
+        let answer = self
+            .wait(self.client.objects.get_opts(path, options))
+            .await?;
         let answer = answer.map_err(|error| self.classify(error))?;
         if let Some(range) = &range
             && range.end > answer.meta.size
         {
             return Err(Failure::beyond_end());
         }
-        let version = ObjectVersion { e_tag: answer.meta.e_tag.clone(), version: answer.meta.version.clone() };
+        let version = ObjectVersion {
+            e_tag: answer.meta.e_tag.clone(),
+            version: answer.meta.version.clone(),
+        };
         let content = self.drain(answer).await?;
         if range.is_some_and(|range| range.end - range.start != content.len() as u64) {
             return Err(Failure::torn());
@@ -199,7 +247,11 @@ impl Bucket {
         }
         // One piece needs no copy.
         let content = first.unwrap_or_else(|| content.freeze());
-        if content.len() as u64 == announced { Ok(content) } else { Err(Failure::torn()) }
+        if content.len() as u64 == announced {
+            Ok(content)
+        } else {
+            Err(Failure::torn())
+        }
     }
 
     async fn get(&self, key: &Key) -> Result<(Bytes, ObjectVersion), StoreError> {
@@ -211,7 +263,9 @@ impl Bucket {
         let path = self.path(key);
         self.run("read", key, Some(0), || async {
             let found = self.client.objects.head(&path).await;
-            found.map(|meta| meta.size).map_err(|error| self.classify(error))
+            found
+                .map(|meta| meta.size)
+                .map_err(|error| self.classify(error))
         })
         .await
     }
@@ -219,7 +273,11 @@ impl Bucket {
     async fn put(&self, key: &Key, content: &Bytes, mode: &PutMode) -> Outcome<PutResult> {
         let path = self.path(key);
         let attempt = || async {
-            let options = PutOptions { mode: mode.clone(), attributes: self.attributes.clone(), ..PutOptions::default() };
+            let options = PutOptions {
+                mode: mode.clone(),
+                attributes: self.attributes.clone(),
+                ..PutOptions::default()
+            };
             let payload = PutPayload::from_bytes(content.clone());
             let put = self.client.objects.put_opts(&path, payload, options).await;
             put.map_err(|error| self.classify(error))
@@ -243,10 +301,16 @@ impl Bucket {
             },
             // Such a store cannot promise more than a look beforehand; names are unique all the same.
             Cause::Problem(RemoteProblem::NoConditionalWrites) => match self.size(key).await {
-                Ok(_) => Err(StoreError::AlreadyExists { key: key.clone(), location: self.location.clone() }),
+                Ok(_) => Err(StoreError::AlreadyExists {
+                    key: key.clone(),
+                    location: self.location.clone(),
+                }),
                 Err(error) if error.is_not_found() => {
                     let outcome = self.put(key, content, &PutMode::Overwrite).await;
-                    outcome.result.map(drop).map_err(|failure| self.error("write", key, failure, outcome.attempts))
+                    outcome
+                        .result
+                        .map(drop)
+                        .map_err(|failure| self.error("write", key, failure, outcome.attempts))
                 }
                 Err(error) => Err(error),
             },
@@ -266,20 +330,30 @@ impl Bucket {
         });
         let outcome = self.put(key, content, &mode).await;
         let failure = match outcome.result {
-            Ok(put) => return Ok(ObjectVersion { e_tag: put.e_tag, version: put.version }),
+            Ok(put) => {
+                return Ok(ObjectVersion {
+                    e_tag: put.e_tag,
+                    version: put.version,
+                });
+            }
             Err(failure) => failure,
         };
         if failure.cause == Cause::Precondition && outcome.ambiguous {
             return match self.get(key).await {
                 Ok((found, version)) if found == *content => Ok(version),
                 Ok(_) => Err(self.error("write", key, failure, outcome.attempts)),
-                Err(error) if error.is_not_found() => Err(self.error("write", key, failure, outcome.attempts)),
+                Err(error) if error.is_not_found() => {
+                    Err(self.error("write", key, failure, outcome.attempts))
+                }
                 Err(error) => Err(error),
             };
         }
         // An object that is gone was changed by someone else as well.
         let failure = match failure.cause {
-            Cause::NotFound => Failure { cause: Cause::Precondition, ..failure },
+            Cause::NotFound => Failure {
+                cause: Cause::Precondition,
+                ..failure
+            },
             _ => failure,
         };
         Err(self.error("write", key, failure, outcome.attempts))
@@ -289,7 +363,11 @@ impl Bucket {
         let path = self.path(key);
         let deleted = self
             .run("delete", key, Some(0), || async {
-                self.client.objects.delete(&path).await.map_err(|error| self.classify(error))
+                self.client
+                    .objects
+                    .delete(&path)
+                    .await
+                    .map_err(|error| self.classify(error))
             })
             .await;
         match deleted {
@@ -299,7 +377,12 @@ impl Bucket {
     }
 
     /// One page of a listing: objects, names of folders (only with `folders`), and where the next page begins.
-    async fn page(&self, prefix: &str, folders: bool, token: Option<&str>) -> Result<Page, StoreError> {
+    async fn page(
+        &self,
+        prefix: &str,
+        folders: bool,
+        token: Option<&str>,
+    ) -> Result<Page, StoreError> {
         let inside = match (self.full(prefix), prefix.is_empty()) {
             (whole, _) if whole.is_empty() => None,
             (whole, _) => Some(format!("{}/", whole.trim_end_matches('/'))),
@@ -310,12 +393,20 @@ impl Bucket {
                 page_token: token.map(str::to_owned),
                 ..PaginatedListOptions::default()
             };
-            let listed = self.client.pages.list_paginated(inside.as_deref(), options).await;
+            let listed = self
+                .client
+                .pages
+                .list_paginated(inside.as_deref(), options)
+                .await;
             listed.map_err(|error| self.classify(error))
         };
         let outcome = self.retry.run(Some(0), attempt).await;
         let listed = outcome.result.map_err(|failure| {
-            let what = if prefix.is_empty() { "the repository".to_owned() } else { format!("folder \"{prefix}\"") };
+            let what = if prefix.is_empty() {
+                "the repository".to_owned()
+            } else {
+                format!("folder \"{prefix}\"")
+            };
             let problem = match failure.cause {
                 Cause::Problem(problem) => problem,
                 // A listing that finds no place to list in.
@@ -323,7 +414,11 @@ impl Bucket {
             };
             self.remote("list", what, problem, outcome.attempts)
         })?;
-        let own = if self.prefix.is_empty() { String::new() } else { format!("{}/", self.prefix) };
+        let own = if self.prefix.is_empty() {
+            String::new()
+        } else {
+            format!("{}/", self.prefix)
+        };
         let relative = |path: &Path| path.as_ref().strip_prefix(own.as_str()).map(str::to_owned);
         Ok(Page {
             objects: listed
@@ -332,7 +427,10 @@ impl Bucket {
                 .into_iter()
                 // Names that are no keys are strangers' objects.
                 .filter_map(|meta| {
-                    Some(ObjectInfo { key: Key::new(relative(&meta.location)?).ok()?, size_bytes: meta.size })
+                    Some(ObjectInfo {
+                        key: Key::new(relative(&meta.location)?).ok()?,
+                        size_bytes: meta.size,
+                    })
                 })
                 .collect(),
             folders: listed
@@ -368,11 +466,17 @@ impl Store for RemoteStore {
         let bucket = &self.bucket;
         let path = bucket.path(key);
         block_on(async {
-            let outcome = bucket.retry.run(None, || bucket.read(&path, Some(range.clone()))).await;
+            let outcome = bucket
+                .retry
+                .run(None, || bucket.read(&path, Some(range.clone())))
+                .await;
             match outcome.result {
                 Ok((content, _)) => Ok(content),
                 Err(failure) if failure.cause == Cause::RangeBeyondEnd => {
                     let size_bytes = bucket.size(key).await?;
+                    if size_bytes >= range.end {
+                        return Err(bucket.error("read", key, failure, outcome.attempts));
+                    }
                     Err(StoreError::Truncated {
                         key: key.clone(),
                         location: bucket.location.clone(),
@@ -411,7 +515,10 @@ impl Store for RemoteStore {
     }
 
     fn upload(&self, key: &Key) -> Result<Box<dyn Upload>, StoreError> {
-        Ok(Box::new(RemoteUpload::new(self.bucket.clone(), key.clone())))
+        Ok(Box::new(RemoteUpload::new(
+            self.bucket.clone(),
+            key.clone(),
+        )))
     }
 
     fn list(
@@ -466,7 +573,9 @@ impl Store for RemoteStore {
 impl fmt::Debug for RemoteStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The library's own Debug would print settings.
-        f.debug_struct("RemoteStore").field("location", &self.bucket.location).finish_non_exhaustive()
+        f.debug_struct("RemoteStore")
+            .field("location", &self.bucket.location)
+            .finish_non_exhaustive()
     }
 }
 

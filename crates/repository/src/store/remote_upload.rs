@@ -7,7 +7,6 @@ use object_store::multipart::PartId;
 use object_store::{MultipartId, PutMultipartOptions, PutPayload};
 use tokio::task::JoinSet;
 
-use super::failure::Cause;
 use super::remote::{ABORT_TIME, Bucket, block_on, runtime};
 use super::{Key, Upload};
 use crate::error::StoreError;
@@ -37,7 +36,13 @@ struct Begun {
 
 impl RemoteUpload {
     pub(super) fn new(bucket: Arc<Bucket>, key: Key) -> RemoteUpload {
-        RemoteUpload { bucket, key, buffer: BytesMut::new(), sent_bytes: 0, begun: None }
+        RemoteUpload {
+            bucket,
+            key,
+            buffer: BytesMut::new(),
+            sent_bytes: 0,
+            begun: None,
+        }
     }
 
     fn part_bytes(&self) -> usize {
@@ -97,13 +102,28 @@ impl Begun {
     fn new(bucket: Arc<Bucket>, key: Key) -> Result<Begun, StoreError> {
         let path = bucket.path(&key);
         let outcome = block_on(bucket.retry.run(Some(0), || async {
-            let options =
-                PutMultipartOptions { attributes: bucket.attributes.clone(), ..PutMultipartOptions::default() };
-            let begun = bucket.client.parts.create_multipart_opts(&path, options).await;
+            let options = PutMultipartOptions {
+                attributes: bucket.attributes.clone(),
+                ..PutMultipartOptions::default()
+            };
+            let begun = bucket
+                .client
+                .parts
+                .create_multipart_opts(&path, options)
+                .await;
             begun.map_err(|error| bucket.classify(error))
         }));
-        let id = outcome.result.map_err(|failure| bucket.error("write", &key, failure, outcome.attempts))?;
-        Ok(Begun { bucket, key, id, tasks: JoinSet::new(), parts: Vec::new(), finished: false })
+        let id = outcome
+            .result
+            .map_err(|failure| bucket.error("write", &key, failure, outcome.attempts))?;
+        Ok(Begun {
+            bucket,
+            key,
+            id,
+            tasks: JoinSet::new(),
+            parts: Vec::new(),
+            finished: false,
+        })
     }
 
     /// Sends a part as soon as one of the places under way is free.
@@ -118,7 +138,11 @@ impl Begun {
             let path = bucket.path(&key);
             let attempt = || async {
                 let payload = PutPayload::from_bytes(content.clone());
-                let put = bucket.client.parts.put_part(&path, &id, index, payload).await;
+                let put = bucket
+                    .client
+                    .parts
+                    .put_part(&path, &id, index, payload)
+                    .await;
                 put.map_err(|error| bucket.classify(error))
             };
             let outcome = bucket.retry.run(Some(content.len()), attempt).await;
@@ -163,17 +187,23 @@ impl Begun {
         }
         let path = bucket.path(&self.key);
         let outcome = block_on(bucket.retry.run(Some(0), || async {
-            let completed = bucket.client.parts.complete_multipart(&path, &self.id, parts.clone()).await;
+            let completed = bucket
+                .client
+                .parts
+                .complete_multipart(&path, &self.id, parts.clone())
+                .await;
             completed.map_err(|error| bucket.classify(error))
         }));
         match outcome.result {
             Ok(_) => {}
-            // The server may have forgotten the upload because an earlier attempt completed it.
-            Err(failure)
-                if failure.cause == Cause::NotFound
-                    && outcome.ambiguous
+            // The server may have forgotten the upload because an earlier attempt completed it. S3 then says "not
+            // found", others say other things; the name was free a moment ago, so what lies there now is ours.
+            Err(_)
+                if outcome.ambiguous
                     && matches!(block_on(bucket.size(&self.key)), Ok(found) if found == size) => {}
-            Err(failure) => return Err(bucket.error("write", &self.key, failure, outcome.attempts)),
+            Err(failure) => {
+                return Err(bucket.error("write", &self.key, failure, outcome.attempts));
+            }
         }
         self.finished = true;
         Ok(size)

@@ -45,7 +45,10 @@ mod tests {
     #[test]
     fn a_secret_does_not_print() {
         let secret = Secret::new("hunter2");
-        assert_eq!(format!("{secret:?} {:?}", Some(secret.clone())), "*** Some(***)");
+        assert_eq!(
+            format!("{secret:?} {:?}", Some(secret.clone())),
+            "*** Some(***)"
+        );
         assert_eq!(secret.reveal(), "hunter2");
     }
 }

@@ -1,0 +1,454 @@
+//! Who works on a cluster now: one at a time, and the next one when that one is gone.
+//!
+//! The lease is one small object, `<cluster>/lease.json`, changed by conditional writes only. It names its holder, is
+//! renewed while the holder works, and expires when it is not. Nothing's correctness rests on it alone: the names of
+//! objects are unique and a backup is committed by one conditional write, so two holders would waste work, not spoil
+//! it. [`Lease::still_held`] lets whoever lost it notice before the commit.
+//!
+//! Stores that ignore the conditions of writes ([`probe_conditional_writes`]) use claims instead: see [`claim`].
+
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+
+use crate::store::{InvalidKey, Key, ObjectVersion, RemoteProblem, Store, StoreError};
+
+mod claim;
+mod record;
+
+pub use record::Holder;
+use record::{Judgement, Record};
+
+/// How long a lease lives without being renewed.
+pub const DEFAULT_TTL: Duration = Duration::from_secs(60);
+
+/// How to acquire a lease.
+#[derive(Debug, Clone)]
+pub struct LeaseOptions {
+    /// How long the lease lives without being renewed; it is renewed three times as often.
+    pub ttl: Duration,
+    /// Whether the store honours the conditions of writes; else claims are used.
+    pub conditional_writes: bool,
+    /// How long contenders wait for each other's claims to show up in listings. Used with claims only.
+    pub claim_settle: Duration,
+}
+
+impl Default for LeaseOptions {
+    fn default() -> LeaseOptions {
+        LeaseOptions { ttl: DEFAULT_TTL, conditional_writes: true, claim_settle: Duration::from_secs(3) }
+    }
+}
+
+/// Why a lease is not ours.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LeaseError {
+    /// Somebody else works on the cluster.
+    #[error("a {holder} works on cluster \"{cluster}\" since {since} (its lease expires at {expires})")]
+    Held {
+        /// The cluster's folder.
+        cluster: String,
+        /// Who.
+        holder: Box<Holder>,
+        /// Since when.
+        since: Timestamp,
+        /// When the lease ends unless it is renewed, by the holder's clock.
+        expires: Timestamp,
+    },
+    /// The lease was ours and is not any more.
+    #[error("the lease of cluster \"{cluster}\" was lost: {reason}")]
+    Lost {
+        /// The cluster's folder.
+        cluster: String,
+        /// How.
+        reason: String,
+    },
+    /// The lease object makes no sense.
+    #[error("the lease \"{key}\" cannot be read: {reason}")]
+    Damaged {
+        /// The object.
+        key: Key,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The cluster's name names no folder.
+    #[error(transparent)]
+    InvalidCluster(#[from] InvalidKey),
+}
+
+impl LeaseError {
+    /// What to do about it, in one sentence, where there is something to say.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            LeaseError::Held { .. } => Some("wait for it to end; a holder that died loses the lease by itself"),
+            LeaseError::Lost { .. } => Some("nothing was committed; start again"),
+            LeaseError::Damaged { .. } => Some("make sure that nobody works on this cluster, then delete the object"),
+            LeaseError::Store(error) => error.hint(),
+            LeaseError::InvalidCluster(_) => None,
+        }
+    }
+}
+
+/// The right to work on a cluster. Renewed in the background; released when dropped.
+#[derive(Debug)]
+pub struct Lease {
+    shared: Arc<Shared>,
+    renewer: Option<(Sender<()>, JoinHandle<()>)>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    store: Arc<dyn Store>,
+    cluster: String,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    record: Record,
+    place: Place,
+    /// When the last renewal that succeeded was begun, on this process's own clock.
+    renewed: Instant,
+    lost: Option<String>,
+}
+
+/// Where the record is kept.
+#[derive(Debug)]
+enum Place {
+    /// In one object that is replaced.
+    Object { key: Key, version: ObjectVersion },
+    /// In a claim of our own.
+    Claim { key: Key },
+}
+
+impl Lease {
+    /// Acquires the lease of a cluster for `what` ("backup", "prune"), and removes what dead writers left in the
+    /// cluster's folder. Takes it over from a holder that is known to be dead or whose lease has expired; where clocks
+    /// disagree, watches for one `ttl` whether the holder still renews it.
+    ///
+    /// # Errors
+    /// [`LeaseError::Held`] when somebody else has it.
+    pub fn acquire(
+        store: Arc<dyn Store>,
+        cluster: &str,
+        what: &str,
+        options: &LeaseOptions,
+    ) -> Result<Lease, LeaseError> {
+        let folder = Key::new(cluster)?;
+        let renewed = Instant::now();
+        let (record, place) = if options.conditional_writes {
+            acquire_object(&*store, &folder, what, options)?
+        } else {
+            let (record, key) = claim::acquire(&*store, &folder, what, options)?;
+            (record, Place::Claim { key })
+        };
+        // Only a courtesy to the file system: what cannot be removed does no harm.
+        let _ = store.remove_leftovers(cluster);
+        let shared = Arc::new(Shared {
+            store,
+            cluster: cluster.to_owned(),
+            state: Mutex::new(State { record, place, renewed, lost: None }),
+        });
+        let (stop, stopped) = channel();
+        let renewing = shared.clone();
+        let interval = options.ttl / 3;
+        let thread = std::thread::Builder::new().name("lease".to_owned()).spawn(move || {
+            let mut wait = interval;
+            while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(wait) {
+                // After a failure, sooner: each try may be the last one in time.
+                wait = if renewing.renew() { interval } else { interval / 4 };
+            }
+        });
+        let mut lease = Lease { shared, renewer: None };
+        match thread {
+            Ok(thread) => lease.renewer = Some((stop, thread)),
+            // Without renewal it would be lost in the middle of the work; dropping it releases it.
+            Err(error) => {
+                return Err(LeaseError::Lost {
+                    cluster: cluster.to_owned(),
+                    reason: format!("could not start the thread that renews it: {error}"),
+                });
+            }
+        }
+        Ok(lease)
+    }
+
+    /// The lease's generation, which grows by one with each holder.
+    pub fn generation(&self) -> u64 {
+        self.shared.state().record.generation
+    }
+
+    /// Makes sure, by asking the store, that the lease is still ours. To be called right before a commit.
+    ///
+    /// # Errors
+    /// [`LeaseError::Lost`] when somebody took it over or it could not be renewed in time.
+    pub fn still_held(&self) -> Result<(), LeaseError> {
+        self.shared.still_held()
+    }
+
+    /// Gives the lease back, so that the next one need not wait for it to expire.
+    ///
+    /// # Errors
+    /// [`LeaseError::Lost`] when it was not ours any more; the store's errors.
+    pub fn release(mut self) -> Result<(), LeaseError> {
+        self.stop_renewing();
+        self.shared.release()
+    }
+
+    fn stop_renewing(&mut self) {
+        if let Some((stop, thread)) = self.renewer.take() {
+            drop(stop);
+            // A panic of the renewer means no renewal, which the record shows by itself.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if self.renewer.is_some() {
+            self.stop_renewing();
+            // It expires by itself if this fails.
+            let _ = self.shared.release();
+        }
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // The state is written in single steps, so a panic elsewhere cannot leave it half-done.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lost(&self, reason: impl Into<String>) -> LeaseError {
+        LeaseError::Lost { cluster: self.cluster.clone(), reason: reason.into() }
+    }
+
+    fn is_overdue(state: &State) -> bool {
+        state.renewed.elapsed() >= state.record.ttl()
+    }
+
+    /// Renews the record; whether that worked.
+    fn renew(&self) -> bool {
+        // The store is asked without the lock, because it may take long, and `still_held` must not wait for it.
+        let (mut record, place) = {
+            let state = self.state();
+            if state.lost.is_some() {
+                return false;
+            }
+            let place = match &state.place {
+                Place::Object { key, version } => Place::Object { key: key.clone(), version: version.clone() },
+                Place::Claim { key } => Place::Claim { key: key.clone() },
+            };
+            (state.record.clone(), place)
+        };
+        let begun = Instant::now();
+        record.renew();
+        let renewed = match place {
+            Place::Object { key, version } => self
+                .store
+                .replace(&key, record.to_bytes(), &version)
+                .map(|version| Place::Object { key, version }),
+            Place::Claim { key } => {
+                claim::renew(&*self.store, &key, &record).map(|key| Place::Claim { key })
+            }
+        };
+        let mut state = self.state();
+        match renewed {
+            Ok(place) => {
+                state.place = place;
+                state.record = record;
+                state.renewed = begun;
+                true
+            }
+            Err(StoreError::Conflict { .. }) => {
+                state.lost = Some("somebody else took it over".to_owned());
+                false
+            }
+            Err(_) => false,
+        }
+    }
+
+    fn still_held(&self) -> Result<(), LeaseError> {
+        let (key, token, renewals) = {
+            let state = self.state();
+            if let Some(reason) = &state.lost {
+                return Err(self.lost(reason.clone()));
+            }
+            if Shared::is_overdue(&state) {
+                return Err(self.lost("it could not be renewed in time"));
+            }
+            let key = match &state.place {
+                Place::Object { key, .. } | Place::Claim { key } => key.clone(),
+            };
+            (key, state.record.token.clone(), state.record.renewals)
+        };
+        let found = match self.store.get(&key) {
+            Ok(content) => Record::parse(&key, &content)?,
+            Err(error) if error.is_not_found() => {
+                // A claim moves on with each renewal; ask again where it is now.
+                if self.state().record.renewals != renewals {
+                    return self.still_held();
+                }
+                return Err(self.lost("it was deleted"));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if found.token != token || found.released {
+            return Err(self.lost(format!("a {} took it over", found.holder)));
+        }
+        // Asking took time, too.
+        if Shared::is_overdue(&self.state()) {
+            return Err(self.lost("it could not be renewed in time"));
+        }
+        Ok(())
+    }
+
+    fn release(&self) -> Result<(), LeaseError> {
+        let state = self.state();
+        if let Some(reason) = &state.lost {
+            return Err(self.lost(reason.clone()));
+        }
+        match &state.place {
+            // Replaced, not deleted: a deletion has no condition, and might hit the next holder's lease.
+            Place::Object { key, version } => {
+                let mut record = state.record.clone();
+                record.released = true;
+                match self.store.replace(key, record.to_bytes(), version) {
+                    Ok(_) => Ok(()),
+                    Err(StoreError::Conflict { .. }) => Err(self.lost("somebody else took it over")),
+                    Err(error) => Err(error.into()),
+                }
+            }
+            Place::Claim { key } => Ok(self.store.delete(key)?),
+        }
+    }
+}
+
+fn acquire_object(
+    store: &dyn Store,
+    folder: &Key,
+    what: &str,
+    options: &LeaseOptions,
+) -> Result<(Record, Place), LeaseError> {
+    /// Each lost round means that somebody else won one, and that one is then found as the holder.
+    const ROUNDS: u32 = 100;
+    let key = folder.join("lease.json")?;
+    let mut watched: Option<ObjectVersion> = None;
+    for _ in 0..ROUNDS {
+        let Some((content, version)) = store.get_versioned(&key)? else {
+            let record = Record::new(what, options.ttl, 1);
+            match store.create(&key, record.to_bytes()) {
+                // Read back for its version, which a creation does not return.
+                Ok(()) => match store.get_versioned(&key)? {
+                    Some((content, version)) if Record::parse(&key, &content)?.token == record.token => {
+                        return Ok((record, Place::Object { key, version }));
+                    }
+                    _ => continue,
+                },
+                Err(StoreError::AlreadyExists { .. }) => continue,
+                Err(error) => return Err(error.into()),
+            }
+        };
+        let found = Record::parse(&key, &content)?;
+        match found.judge(Timestamp::now()) {
+            Judgement::Dead => {}
+            _ if watched.as_ref() == Some(&version) => {}
+            Judgement::Doubtful => {
+                let unchanged = watch(store, &key, &version, found.ttl())?;
+                if !unchanged {
+                    // It lives, whatever its clock says, or it was released meanwhile.
+                    match store.get_versioned(&key)? {
+                        Some((content, _)) if !Record::parse(&key, &content)?.released => {
+                            return Err(held(folder, Record::parse(&key, &content)?));
+                        }
+                        _ => continue,
+                    }
+                }
+                watched = Some(version);
+                continue;
+            }
+            Judgement::Alive => return Err(held(folder, found)),
+        }
+        let record = Record::new(what, options.ttl, found.generation + 1);
+        match store.replace(&key, record.to_bytes(), &version) {
+            Ok(version) => return Ok((record, Place::Object { key, version })),
+            Err(StoreError::Conflict { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(LeaseError::Lost {
+        cluster: folder.to_string(),
+        reason: format!("{ROUNDS} others took it, one after the other"),
+    })
+}
+
+fn held(folder: &Key, record: Record) -> LeaseError {
+    LeaseError::Held {
+        cluster: folder.to_string(),
+        holder: Box::new(record.holder),
+        since: record.acquired_at,
+        expires: record.expires_at,
+    }
+}
+
+/// Whether an object stays the same for a time, on our own clock.
+fn watch(store: &dyn Store, key: &Key, version: &ObjectVersion, time: Duration) -> Result<bool, LeaseError> {
+    let begun = Instant::now();
+    while begun.elapsed() < time {
+        pause((time / 20).max(Duration::from_millis(10)));
+        match store.get_versioned(key)? {
+            Some((_, found)) if found == *version => {}
+            _ => return Ok(false),
+        }
+    }
+    Ok(true)
+}
+
+/// Lets time pass while others act on the store, which tells nobody when it changes.
+fn pause(time: Duration) {
+    let begun = Instant::now();
+    while let Some(left) = time.checked_sub(begun.elapsed()).filter(|left| !left.is_zero()) {
+        std::thread::park_timeout(left);
+    }
+}
+
+/// Whether a store honours the conditions of writes: one name is written twice, and one version replaced twice, and
+/// the second one has to be refused. The object is deleted afterwards.
+///
+/// # Errors
+/// The store's, but for its not knowing conditions, which is an answer.
+pub fn probe_conditional_writes(store: &dyn Store) -> Result<bool, StoreError> {
+    let key = Key::new(format!("probe-{:016x}", rand::random::<u64>()))?;
+    let honoured = probe(store, &key);
+    let deleted = store.delete(&key);
+    let honoured = match honoured {
+        Err(StoreError::Remote { problem: RemoteProblem::NoConditionalWrites, .. }) => false,
+        other => other?,
+    };
+    deleted?;
+    Ok(honoured)
+}
+
+fn probe(store: &dyn Store, key: &Key) -> Result<bool, StoreError> {
+    store.create(key, Bytes::from_static(b"first\n"))?;
+    match store.create(key, Bytes::from_static(b"second\n")) {
+        Err(StoreError::AlreadyExists { .. }) => {}
+        Ok(()) => return Ok(false),
+        Err(error) => return Err(error),
+    }
+    let Some((_, version)) = store.get_versioned(key)? else { return Ok(false) };
+    store.replace(key, Bytes::from_static(b"third\n"), &version)?;
+    match store.replace(key, Bytes::from_static(b"fourth\n"), &version) {
+        Err(StoreError::Conflict { .. }) => Ok(true),
+        Ok(_) => Ok(false),
+        Err(error) => Err(error),
+    }
+}

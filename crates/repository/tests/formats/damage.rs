@@ -1,0 +1,189 @@
+//! Every flipped bit is found, and the message names the object and the part.
+
+use std::sync::Arc;
+
+use leeward_pgformat::{SystemIdentifier, TimelineId};
+use leeward_repository::RepositoryError;
+use leeward_repository::catalog::Repository;
+use leeward_repository::codec::Decompressor;
+use leeward_repository::layout;
+use leeward_repository::manifest::ManifestReader;
+use leeward_repository::pack::{PackIndex, check_pack};
+use leeward_repository::store::Key;
+use leeward_repository::wal_object::{WalFacts, read_wal_object, write_wal_object};
+
+use crate::kit::{Place, key, noise, rows, summary, write_small_manifest, write_small_pack};
+
+/// Flips each bit of an object in turn and expects `check` to find something that names the object.
+fn flip_every_bit(place: &Place, key: &Key, check: &dyn Fn() -> Result<(), RepositoryError>) {
+    check().unwrap_or_else(|error| panic!("sound: {error}"));
+    let sound = place.bytes(key);
+    for bit in 0..sound.len() * 8 {
+        let mut bytes = sound.clone();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        place.overwrite(key, &bytes);
+        match check() {
+            Ok(()) => panic!(
+                "bit {} of byte {} of \"{key}\" was not missed",
+                bit % 8,
+                bit / 8
+            ),
+            Err(error) => {
+                let text = error.to_string();
+                assert!(error.is_damage(), "byte {}: {text}", bit / 8);
+                assert!(text.contains(key.as_str()), "byte {}: {text}", bit / 8);
+            }
+        }
+    }
+    // An object that ends early, or goes on.
+    for length in 0..sound.len() {
+        place.overwrite(key, &sound[..length]);
+        assert!(check().is_err(), "cut to {length} bytes");
+    }
+    place.overwrite(key, &[&sound[..], b"x"].concat());
+    assert!(check().is_err(), "a byte too many");
+    place.overwrite(key, &sound);
+    check().unwrap_or_else(|error| panic!("sound again: {error}"));
+}
+
+#[test]
+fn of_a_pack() {
+    let place = Place::new();
+    let pack = key("main/backups/20261122T023000Z-k7q2/packs/000007.pack");
+    let info = write_small_pack(&*place.store, &pack).expect("a pack");
+    for expected in [Some(&info), None] {
+        flip_every_bit(&place, &pack, &|| {
+            let mut damages = Vec::new();
+            check_pack(&*place.store, &pack, expected, &mut |error| {
+                damages.push(error)
+            })?;
+            damages.into_iter().next().map_or(Ok(()), Err)
+        });
+    }
+}
+
+#[test]
+fn of_a_frame_names_relation_and_blocks() {
+    let place = Place::new();
+    let pack = key("main/backups/x/packs/000007.pack");
+    let info = write_small_pack(&*place.store, &pack).expect("a pack");
+    let index = PackIndex::read(&*place.store, &pack, Some(&info)).expect("an index");
+    let mut bytes = place.bytes(&pack);
+    for entry in &index.frames {
+        bytes[entry.offset as usize + 5] ^= 0x10;
+    }
+    place.overwrite(&pack, &bytes);
+    let text = |frame| {
+        let mut decompressor = Decompressor::new();
+        let read = index.read_frame(&*place.store, &pack, frame, &mut decompressor);
+        read.expect_err("damaged").to_string()
+    };
+    assert!(
+        text(0)
+            .contains("frame 0 (\"base/5/16384.1\" blocks 131073 to 131074): stored bytes damaged"),
+        "{}",
+        text(0)
+    );
+    assert!(
+        text(1).contains("frame 1 (\"PG_VERSION\" from byte 0"),
+        "{}",
+        text(1)
+    );
+    assert!(text(2).contains("blocks 131072 to 131072"), "{}", text(2));
+
+    let mut found = Vec::new();
+    let sound = check_pack(&*place.store, &pack, Some(&info), &mut |error| {
+        found.push(error)
+    })
+    .expect("read");
+    assert_eq!((sound, found.len()), (0, 3));
+}
+
+#[test]
+fn of_a_manifest() {
+    let place = Place::new();
+    let pack = key("main/backups/x/packs/000007.pack");
+    let packs = [write_small_pack(&*place.store, &pack).expect("a pack")];
+    let manifest = key("main/backups/x/manifest");
+    let info = write_small_manifest(&*place.store, &manifest, &packs).expect("a manifest");
+    flip_every_bit(&place, &manifest, &|| {
+        ManifestReader::open(
+            Arc::clone(&place.store),
+            manifest.clone(),
+            info.size,
+            info.hash,
+        )?
+        .check()
+    });
+}
+
+#[test]
+fn of_a_wal_object() {
+    let place = Place::new();
+    let wal = key("main/backups/x/wal/000000010000000000000002.zst");
+    let facts = WalFacts {
+        system_identifier: SystemIdentifier(7),
+        timeline: TimelineId(1),
+    };
+    let plain = [rows(3_000), noise(300, 4)].concat();
+    let info = write_wal_object(&*place.store, &wal, facts, &mut &plain[..], 3).expect("written");
+    flip_every_bit(&place, &wal, &|| {
+        let mut back = Vec::new();
+        let found = read_wal_object(&*place.store, &wal, info.stored_length, &mut back)?;
+        // What the manifest knows is held against what was found.
+        if found != info {
+            return Err(RepositoryError::Damaged {
+                object: wal.to_string(),
+                part: "hash".to_owned(),
+                problem: "not the manifest's".to_owned(),
+            });
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn of_the_json_documents() {
+    let place = Place::new();
+    let repository = Repository::create(Arc::clone(&place.store)).expect("a repository");
+    let cluster = repository.cluster("main").expect("a cluster");
+    cluster
+        .claim(summary().system_identifier, TimelineId(1))
+        .expect("claimed");
+    cluster.commit(&summary()).expect("committed");
+
+    let repository_key = layout::repository().expect("a key");
+    flip_every_bit(&place, &repository_key, &|| {
+        Repository::open(Arc::clone(&place.store)).map(drop)
+    });
+    let cluster_key = layout::cluster("main").expect("a key");
+    flip_every_bit(&place, &cluster_key, &|| cluster.file().map(drop));
+    let summary_key = layout::summary("main", &summary().id).expect("a key");
+    flip_every_bit(&place, &summary_key, &|| {
+        cluster.backup(&summary().id).map(drop)
+    });
+}
+
+#[test]
+fn a_pack_or_manifest_in_anothers_place_is_found() {
+    let place = Place::new();
+    let (one, other) = (key("packs/000000.pack"), key("packs/000001.pack"));
+    let info = write_small_pack(&*place.store, &one).expect("a pack");
+    write_small_pack(&*place.store, &other).expect("a pack");
+    let bytes = place.bytes(&other);
+    place.overwrite(&one, &bytes);
+    let error = PackIndex::read(&*place.store, &one, Some(&info)).expect_err("another pack");
+    assert!(
+        error.to_string().contains("another one than was recorded"),
+        "{error}"
+    );
+
+    let manifest = key("manifest");
+    let first = write_small_manifest(&*place.store, &manifest, &[]).expect("a manifest");
+    let replaced = key("replaced");
+    write_small_manifest(&*place.store, &replaced, &[]).expect("a manifest");
+    place.overwrite(&manifest, &place.bytes(&replaced));
+    let error = ManifestReader::open(Arc::clone(&place.store), manifest, first.size, first.hash)
+        .expect_err("another");
+    assert!(error.is_damage(), "{error}");
+}

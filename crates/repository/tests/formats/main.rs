@@ -1,0 +1,8 @@
+//! What is stored: round trips, damage, hostile bytes, and golden files that every later version must read.
+
+mod catalog;
+mod damage;
+mod golden;
+mod hostile;
+mod kit;
+mod round_trip;
