@@ -63,16 +63,7 @@ impl PackWriter {
     /// # Errors
     /// Those of the store.
     pub fn create(store: &dyn Store, key: &Key, number: u32) -> Result<Self, RepositoryError> {
-        Self::create_with_id(store, key, number, rand::random())
-    }
-
-    pub(crate) fn create_with_id(
-        store: &dyn Store,
-        key: &Key,
-        number: u32,
-        id: [u8; 16],
-    ) -> Result<Self, RepositoryError> {
-        let header = encode_header(trailer::PACK, number, id);
+        let header = encode_header(trailer::PACK, number, rand::random());
         let mut upload = store.upload(key)?;
         upload.write(&header)?;
         Ok(Self {
@@ -493,6 +484,10 @@ pub fn check_pack(
     expected: Option<&PackInfo>,
     found: &mut dyn FnMut(RepositoryError),
 ) -> Result<u32, RepositoryError> {
+    let size = store.size(key)?;
+    if let Some(info) = expected.filter(|info| info.size != size) {
+        found(RepositoryError::wrong_size(key, size, info.size));
+    }
     let index = match PackIndex::read(store, key, expected) {
         Ok(index) => index,
         Err(error) if error.is_damage() || matches!(error, RepositoryError::NewerFormat { .. }) => {

@@ -138,6 +138,15 @@ impl RepositoryError {
         }
     }
 
+    /// An object is longer or shorter than it was when written.
+    pub(crate) fn wrong_size(object: impl ToString, found: u64, recorded: u64) -> Self {
+        Self::damaged(
+            object,
+            "size",
+            format!("it has {found} bytes, not {recorded}"),
+        )
+    }
+
     /// Whether stored data was found damaged (exit code 4).
     #[must_use]
     pub fn is_damage(&self) -> bool {
@@ -156,9 +165,9 @@ impl RepositoryError {
             Self::NewerFormat { .. } => {
                 Some("use the version of leeward that wrote it, or a later one")
             }
-            Self::NoRepository { .. } => Some(
-                "check the URL; the first \"leeward backup\" creates the repository",
-            ),
+            Self::NoRepository { .. } => {
+                Some("check the URL; the first \"leeward backup\" creates the repository")
+            }
             Self::ClusterMismatch { .. } => Some(
                 "check the data directory and the URL; another cluster goes into the same repository under a name of its own, by --cluster NAME",
             ),

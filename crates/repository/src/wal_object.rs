@@ -253,7 +253,7 @@ fn decode_wal_object(
     let mut stored_hash = Hasher::new();
     let mut plain_hash = Hasher::new();
     let mut plain_length = 0;
-    let mut facts = None;
+    let mut head = None;
     let mut stream = WalStream::new(object)?;
     let mut position = 0;
     while position < stream_end {
@@ -264,12 +264,16 @@ fn decode_wal_object(
         let mut stored = &chunk[..chunk.len().min((stream_end - position) as usize)];
         stored_hash.update(stored);
         position += stored.len() as u64;
-        if facts.is_none() {
-            let (head, rest) = stored
+        if head.is_none() {
+            let (raw, rest) = stored
                 .split_at_checked(HEAD_BYTES)
                 .ok_or_else(|| damaged("head", "too short"))?;
-            facts = Some(decode_head(object, head)?);
+            head = Some(decode_head(object, raw));
             stored = rest;
+        }
+        // A newer version may only be believed once the hash over it holds.
+        if matches!(head, Some(Err(_))) {
+            continue;
         }
         stream.decompress(stored, &mut |bytes| {
             plain_hash.update(bytes);
@@ -295,6 +299,7 @@ fn decode_wal_object(
             "the object's bytes are not those that were written",
         ));
     }
+    let facts = head.ok_or_else(|| damaged("head", "too short"))??;
     if plain_length != tail.plain_length || plain_hash.finish() != tail.plain_hash {
         return Err(damaged(
             "compressed bytes",
@@ -302,7 +307,7 @@ fn decode_wal_object(
         ));
     }
     Ok(WalObjectInfo {
-        facts: facts.ok_or_else(|| damaged("head", "too short"))?,
+        facts,
         plain_length,
         stored_length,
         plain_hash: tail.plain_hash,

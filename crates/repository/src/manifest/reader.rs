@@ -117,12 +117,8 @@ impl ManifestReader {
         let start = if number == 0 { 0 } else { block.offset };
         let bytes = self.store.get_range(&self.key, start..end)?;
         let (header, stored) = bytes.split_at((block.offset - start) as usize);
-        if number == 0 && header != self.footer.header {
-            return Err(RepositoryError::damaged(
-                &self.key,
-                "header",
-                "it is not the one that the footer repeats",
-            ));
+        if number == 0 {
+            self.check_header(header)?;
         }
         if Hash::of(stored) != block.hash {
             return Err(damaged(
@@ -150,22 +146,27 @@ impl ManifestReader {
             .map_err(|error| damaged(error.to_string()))
     }
 
-    /// Reads every block and the header; for tests of an empty manifest's header too.
+    /// Reads every byte and checks it.
     ///
     /// # Errors
-    /// The first damage found.
+    /// The first damage found, and as for [`ManifestReader::entries`].
     pub fn check(&self) -> Result<(), RepositoryError> {
+        let size = self.store.size(&self.key)?;
+        if size != self.info.size {
+            return Err(RepositoryError::wrong_size(&self.key, size, self.info.size));
+        }
         if self.footer.blocks.is_empty() {
-            let header = self.store.get_range(&self.key, 0..HEADER_BYTES as u64)?;
-            if header[..] != self.footer.header {
-                return Err(RepositoryError::damaged(
-                    &self.key,
-                    "header",
-                    "it is not the one that the footer repeats",
-                ));
-            }
+            self.check_header(&self.store.get_range(&self.key, 0..HEADER_BYTES as u64)?)?;
         }
         self.entries().try_for_each(|entry| entry.map(drop))
+    }
+
+    fn check_header(&self, header: &[u8]) -> Result<(), RepositoryError> {
+        if header == self.footer.header {
+            return Ok(());
+        }
+        let problem = "it is not the one that the footer repeats";
+        Err(RepositoryError::damaged(&self.key, "header", problem))
     }
 }
 

@@ -37,15 +37,7 @@ impl ManifestWriter {
     /// # Errors
     /// Those of the store.
     pub fn create(store: &dyn Store, key: &Key) -> Result<Self, RepositoryError> {
-        Self::create_with_id(store, key, rand::random())
-    }
-
-    pub(crate) fn create_with_id(
-        store: &dyn Store,
-        key: &Key,
-        id: [u8; 16],
-    ) -> Result<Self, RepositoryError> {
-        let header = encode_header(trailer::MANIFEST, 0, id);
+        let header = encode_header(trailer::MANIFEST, 0, rand::random());
         let mut upload = store.upload(key)?;
         upload.write(&header)?;
         Ok(Self {
