@@ -60,7 +60,7 @@ fn some(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
 
 fn give_back(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     match preadv2(
-        &mut &*file,
+        file,
         &mut [IoSliceMut::new(buffer)],
         offset,
         ReadWriteFlags::NOWAIT,

@@ -308,7 +308,7 @@ impl Walk<'_> {
                 } else {
                     EntryKind::Directory
                 };
-                if !(self.visit)(entry(kind, class.clone(), &metadata)) {
+                if !(self.visit)(entry(kind, class, &metadata)) {
                     return Ok(false);
                 }
             }

@@ -3,7 +3,9 @@
 
 use crossbeam_channel::{Receiver, Sender};
 use leeward_pgformat::page::{PageDamage, PageVerdict, check_page, page_lsn};
+use leeward_pgformat::relation::RelationSegment;
 use leeward_pgformat::{BlockNumber, PAGE_SIZE, RELATION_SEGMENT_BLOCKS};
+use leeward_postgres::data_directory::SourceFile;
 use leeward_repository::codec::{Compression, Compressor};
 use leeward_repository::frame::{FRAME_BYTES, encode_frame};
 
@@ -43,21 +45,13 @@ impl Copier<'_> {
         let mut whole_pages = true;
         for piece in batch.pieces {
             let room = &mut buffer[filled..filled + piece.length];
-            let (read, vanished) = read(&piece, room)?;
-            let damage = match &piece.source.segment {
-                Some(segment) if read > 0 => {
-                    let first = u64::from(segment.segment) * u64::from(RELATION_SEGMENT_BLOCKS);
-                    let pages = &mut room[..read - read % PAGE_SIZE];
-                    pages_checked += (pages.len() / PAGE_SIZE) as u64;
-                    whole_pages &= read % PAGE_SIZE == 0;
-                    self.check(&piece, pages, first)?
-                }
-                Some(_) => Vec::new(),
-                None => {
-                    whole_pages &= read == 0;
-                    Vec::new()
-                }
-            };
+            let (read, vanished, damage) = self.read(&piece, room)?;
+            if piece.source.segment.is_some() {
+                pages_checked += (read / PAGE_SIZE) as u64;
+                whole_pages &= read % PAGE_SIZE == 0;
+            } else {
+                whole_pages &= read == 0;
+            }
             pieces.push(CopiedPiece {
                 source: piece.source,
                 offset: piece.offset,
@@ -85,21 +79,39 @@ impl Copier<'_> {
         })
     }
 
+    /// Reads a piece and checks its pages; returns the bytes read, whether the file had vanished, and what is damaged.
+    fn read(&self, piece: &Piece, room: &mut [u8]) -> Result<(usize, bool, Vec<(BlockNumber, PageDamage)>)> {
+        if room.is_empty() {
+            return Ok((0, false, Vec::new()));
+        }
+        piece.source.with_file(|file| {
+            let Some(file) = file else { return Ok((0, true, Vec::new())) };
+            let read = file.read_at(room, piece.offset).map_err(|e| unreadable(piece, e))?;
+            let damage = match &piece.source.segment {
+                Some(segment) => self.check(piece, file, segment, &mut room[..read - read % PAGE_SIZE])?,
+                None => Vec::new(),
+            };
+            Ok((read, false, damage))
+        })
+    }
+
     /// Checks each page, reading again what looks damaged, and returns what stayed damaged.
     fn check(
         &self,
         piece: &Piece,
+        file: &SourceFile,
+        segment: &RelationSegment,
         pages: &mut [u8],
-        segment_first: u64,
     ) -> Result<Vec<(BlockNumber, PageDamage)>> {
+        let first = u64::from(segment.segment) * u64::from(RELATION_SEGMENT_BLOCKS);
         let mut damage = Vec::new();
         for (index, page) in pages.chunks_exact_mut(PAGE_SIZE).enumerate() {
             let at = piece.offset + (index * PAGE_SIZE) as u64;
-            let block = BlockNumber((segment_first + at / PAGE_SIZE as u64) as u32);
-            if let Some(found) = self.judge(page, block) {
-                if let Some(found) = self.read_again(piece, page, at, block, found)? {
-                    damage.push((block, found));
-                }
+            let block = BlockNumber((first + at / PAGE_SIZE as u64) as u32);
+            if let Some(found) = self.judge(page, block)
+                && let Some(found) = self.read_again(piece, file, page, at, block, found)?
+            {
+                damage.push((block, found));
             }
         }
         Ok(damage)
@@ -118,6 +130,7 @@ impl Copier<'_> {
     fn read_again(
         &self,
         piece: &Piece,
+        file: &SourceFile,
         page: &mut [u8],
         at: u64,
         block: BlockNumber,
@@ -127,12 +140,7 @@ impl Copier<'_> {
         let mut again = [0u8; PAGE_SIZE];
         for _ in 0..REREADS {
             std::thread::yield_now();
-            let read = match piece.source.file().map_err(Error::failed)? {
-                Some(file) => file
-                    .read_at(&mut again, at)
-                    .map_err(|e| unreadable(piece, e))?,
-                None => 0,
-            };
+            let read = file.read_at(&mut again, at).map_err(|e| unreadable(piece, e))?;
             // Truncated meanwhile: the server has no use for this page any more, and replay says so too.
             if read < PAGE_SIZE {
                 return Ok(None);
@@ -146,20 +154,6 @@ impl Copier<'_> {
             }
         }
         Ok(Some(found))
-    }
-}
-
-fn read(piece: &Piece, room: &mut [u8]) -> Result<(usize, bool)> {
-    if room.is_empty() {
-        return Ok((0, false));
-    }
-    match piece.source.file().map_err(Error::failed)? {
-        Some(file) => Ok((
-            file.read_at(room, piece.offset)
-                .map_err(|e| unreadable(piece, e))?,
-            false,
-        )),
-        None => Ok((0, true)),
     }
 }
 

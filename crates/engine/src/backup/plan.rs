@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 use leeward_pgformat::classify::FileClass;
+use leeward_pgformat::relation::RelationSegment;
 use leeward_postgres::data_directory::{DataDirectory, Entry, EntryKind, Pass};
 use leeward_repository::file_path::{FilePath, Root};
 use leeward_repository::frame::FRAME_BYTES;
@@ -138,7 +139,7 @@ impl<'a> Planner<'a> {
                 damaged: Vec::new(),
             };
             if self
-                .add(Source::new(record, path.clone(), None), metadata.len())
+                .add(record, path.clone(), None, metadata.len())
                 .is_none()
             {
                 return Ok(None);
@@ -180,17 +181,20 @@ impl<'a> Planner<'a> {
             mtime: entry.modified_s,
             damaged: Vec::new(),
         };
-        self.add(
-            Source::new(record, self.directory.path().join(&entry.path), segment),
-            size,
-        )
+        self.add(record, self.directory.path().join(&entry.path), segment, size)
     }
 
     /// Cuts one source into pieces. A file larger than a frame starts at a frame of its own and fills whole frames; small
     /// files share one.
-    fn add(&mut self, source: Source, size: u64) -> Option<()> {
-        let source = Arc::new(source);
+    fn add(
+        &mut self,
+        record: FileRecord,
+        absolute: PathBuf,
+        segment: Option<RelationSegment>,
+        size: u64,
+    ) -> Option<()> {
         let small = size <= FRAME_BYTES as u64;
+        let source = Arc::new(Source::new(record, absolute, segment, !small));
         if !small
             || self.pending_bytes + size as usize > FRAME_BYTES
             || self.pending.len() == MAX_PIECES

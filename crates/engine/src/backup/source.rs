@@ -1,7 +1,7 @@
 //! The units of work that flow through a backup: source files, batches of pieces of them, and what became of each piece.
 
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use leeward_pgformat::page::PageDamage;
 use leeward_pgformat::relation::RelationSegment;
@@ -9,7 +9,8 @@ use leeward_pgformat::{BlockNumber, Lsn};
 use leeward_postgres::data_directory::{DataDirectoryError, SourceFile};
 use leeward_repository::frame::EncodedFrame;
 use leeward_repository::manifest::FileRecord;
-use std::sync::Arc;
+
+use crate::error::Error;
 
 /// One thing to be stored: its manifest record as far as it is known, and where its bytes are.
 #[derive(Debug)]
@@ -20,32 +21,23 @@ pub(super) struct Source {
     pub absolute: PathBuf,
     /// Set when the file is a relation segment, whose pages are checked.
     pub segment: Option<RelationSegment>,
-    /// Opened by whoever needs it first; `None` inside when it had vanished.
-    file: OnceLock<Result<Option<SourceFile>, String>>,
+    /// A file in several pieces is opened by whoever needs it first and stays open; `None` inside when it had vanished.
+    /// One that comes in one piece is never kept open: batches of small files hold thousands.
+    shared: Option<OnceLock<Result<Option<SourceFile>, String>>>,
 }
 
 impl Source {
-    pub(super) fn new(
-        record: FileRecord,
-        absolute: PathBuf,
-        segment: Option<RelationSegment>,
-    ) -> Self {
-        Self {
-            record,
-            absolute,
-            segment,
-            file: OnceLock::new(),
-        }
+    /// A source that comes in one piece, or in several.
+    pub(super) fn new(record: FileRecord, absolute: PathBuf, segment: Option<RelationSegment>, several: bool) -> Self {
+        Self { record, absolute, segment, shared: several.then(OnceLock::new) }
     }
 
-    /// The open file, or `None` when it is gone.
-    pub(super) fn file(&self) -> Result<Option<&SourceFile>, String> {
-        let opened = self.file.get_or_init(|| {
-            SourceFile::open(&self.absolute).map_err(|e: DataDirectoryError| e.to_string())
-        });
-        match opened {
-            Ok(file) => Ok(file.as_ref()),
-            Err(message) => Err(message.clone()),
+    /// Calls `read` with the open file, or with `None` when it is gone.
+    pub(super) fn with_file<T>(&self, read: impl FnOnce(Option<&SourceFile>) -> crate::error::Result<T>) -> crate::error::Result<T> {
+        let open = || SourceFile::open(&self.absolute).map_err(|e: DataDirectoryError| e.to_string());
+        match &self.shared {
+            None => read(open().map_err(Error::failed)?.as_ref()),
+            Some(shared) => read(shared.get_or_init(open).as_ref().map_err(|text| Error::failed(text.clone()))?.as_ref()),
         }
     }
 }
