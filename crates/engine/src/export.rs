@@ -148,6 +148,9 @@ struct Export<'a> {
     observe: Observer<'a>,
 }
 
+/// A decoded frame and its name: source, pack, frame.
+type Held = ((u16, u32, u32), Vec<u8>);
+
 /// What the reading thread hands to the one that writes.
 enum Item {
     File(FileRecord),
@@ -179,7 +182,7 @@ impl Export<'_> {
             self.manifest.sources(),
         );
         let mut decompressor = Decompressor::new();
-        let mut held: Option<((u16, u32, u32), Vec<u8>)> = None;
+        let mut held: Option<Held> = None;
         for entry in self.manifest.entries() {
             let record = match entry? {
                 Entry::Wal(record) => {
@@ -230,7 +233,7 @@ impl Export<'_> {
         &self,
         run: Run,
         packs: &mut Packs<'_>,
-        held: &mut Option<((u16, u32, u32), Vec<u8>)>,
+        held: &mut Option<Held>,
         decompressor: &mut Decompressor,
     ) -> Result<Vec<u8>> {
         let name = (run.source, run.pack, run.frame);
@@ -335,9 +338,11 @@ impl Export<'_> {
                 content: Content::Runs(_),
             } => {
                 (self.observe)(Event::At(&path.to_string_lossy()));
-                let settings = (path == Path::new("postgresql.auto.conf"))
-                    .then(|| recovery_settings(self.summary.id.as_str()))
-                    .unwrap_or_default();
+                let settings = if path == Path::new("postgresql.auto.conf") {
+                    recovery_settings(self.summary.id.as_str())
+                } else {
+                    String::new()
+                };
                 let mut content = FileContent {
                     items,
                     left: *size,

@@ -10,7 +10,7 @@ use leeward_repository::codec::{Compression, Compressor};
 use leeward_repository::frame::{FRAME_BYTES, encode_frame};
 
 use super::horizon::Horizon;
-use super::source::{Batch, Copied, CopiedPiece, PageRules, Piece};
+use super::source::{Batch, Copied, CopiedPiece, Damage, PageRules, Piece};
 use crate::error::{Error, Result};
 
 /// How often a page that looks damaged is read again before it is believed. The server may be writing it at this moment;
@@ -80,7 +80,7 @@ impl Copier<'_> {
     }
 
     /// Reads a piece and checks its pages; returns the bytes read, whether the file had vanished, and what is damaged.
-    fn read(&self, piece: &Piece, room: &mut [u8]) -> Result<(usize, bool, Vec<(BlockNumber, PageDamage)>)> {
+    fn read(&self, piece: &Piece, room: &mut [u8]) -> Result<(usize, bool, Damage)> {
         if room.is_empty() {
             return Ok((0, false, Vec::new()));
         }
@@ -102,7 +102,7 @@ impl Copier<'_> {
         file: &SourceFile,
         segment: &RelationSegment,
         pages: &mut [u8],
-    ) -> Result<Vec<(BlockNumber, PageDamage)>> {
+    ) -> Result<Damage> {
         let first = u64::from(segment.segment) * u64::from(RELATION_SEGMENT_BLOCKS);
         let mut damage = Vec::new();
         for (index, page) in pages.chunks_exact_mut(PAGE_SIZE).enumerate() {

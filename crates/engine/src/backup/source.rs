@@ -74,7 +74,7 @@ pub(super) struct CopiedPiece {
     /// The file was gone when it was to be opened.
     pub vanished: bool,
     /// Damaged pages, by relation-wide block.
-    pub damage: Vec<(BlockNumber, PageDamage)>,
+    pub damage: Damage,
 }
 
 /// A batch after reading, checking and compressing.
@@ -95,3 +95,6 @@ pub(super) struct PageRules {
     /// Pages older than this cannot be torn.
     pub start_lsn: Lsn,
 }
+
+/// Damaged pages with their relation-wide blocks.
+pub(super) type Damage = Vec<(BlockNumber, PageDamage)>;

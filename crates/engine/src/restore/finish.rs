@@ -247,7 +247,7 @@ fn value(text: &str, wanted: &str) -> Option<String> {
             }
             .map(str::to_owned)
         })
-        .last()
+        .next_back()
 }
 
 /// What a person should know before starting the restored server on the host of the live one.
