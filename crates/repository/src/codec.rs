@@ -90,7 +90,7 @@ pub struct Compressor {
     ordinary: Option<CCtx<'static>>,
     /// For data that looks random.
     accelerated: Option<CCtx<'static>>,
-    /// Where [`Compressor::compress_scratch`] leaves its result.
+    /// What [`Compressor::compress_to_vec`] compresses into.
     scratch: Vec<u8>,
 }
 
@@ -136,18 +136,21 @@ impl Compressor {
         Ok(used)
     }
 
-    /// The compressed form of `plain` in a buffer that is used again by the next call, or `plain` itself.
-    pub(crate) fn compress_scratch<'a>(
-        &'a mut self,
-        plain: &'a [u8],
-    ) -> Result<(CompressionUsed, &'a [u8]), CompressionError> {
+    /// The stored form of `plain` in a vector of its own. Compressing into a buffer that is used again and copying
+    /// costs less than touching fresh memory for the largest possible result.
+    pub(crate) fn compress_to_vec(
+        &mut self,
+        plain: &[u8],
+    ) -> Result<(CompressionUsed, Vec<u8>), CompressionError> {
         let mut scratch = std::mem::take(&mut self.scratch);
-        let used = self.compress_paying(plain, &mut scratch);
-        self.scratch = scratch;
-        match used? {
-            CompressionUsed::None => Ok((CompressionUsed::None, plain)),
-            used => Ok((used, &self.scratch)),
+        let used = self.compress_paying(plain, &mut scratch)?;
+        if used == CompressionUsed::None {
+            self.scratch = scratch;
+            return Ok((used, plain.to_vec()));
         }
+        let stored = scratch.to_vec();
+        self.scratch = scratch;
+        Ok((used, stored))
     }
 
     /// As [`Compressor::compress`], but leaves anything in `out` where compression does not pay.
@@ -254,8 +257,10 @@ fn fast_parameters(target_length: u32) -> [CParameter; 6] {
 
 const SAMPLES: usize = 16;
 const SAMPLE_BYTES: usize = 512;
-/// Bits a byte from which a sample counts as random; 8 KiB of truly random bytes have 7.97.
+/// Bits a byte from which all samples together count as random; 8 KiB of truly random bytes have 7.97.
 const RANDOM_BITS: f32 = 7.8;
+/// Bits a byte below which the first quarter of the samples settles it; 2 KiB of truly random bytes have 7.9.
+const ORDINARY_BITS: f32 = 7.0;
 
 /// Whether the bytes look random: the entropy of single bytes in samples from all over, zeroes left out since a page
 /// of random rows has holes. A wrong answer costs a little size or time, no more.
@@ -264,24 +269,36 @@ fn looks_random(plain: &[u8]) -> bool {
     if stride < 4 * SAMPLE_BYTES {
         return false;
     }
-    let mut counts = [0_u32; 256];
-    for sample in 0..SAMPLES {
-        // Not at the same place of each page.
-        let start = sample * stride + (sample * 1_237) % (stride - SAMPLE_BYTES);
-        for byte in &plain[start..start + SAMPLE_BYTES] {
-            counts[usize::from(*byte)] += 1;
+    // Two tables, so that runs of one byte do not wait for each other.
+    let mut counts = [[0_u32; 256]; 2];
+    let mut count = |samples: &[usize]| {
+        for sample in samples {
+            // Not at the same place of each page.
+            let start = sample * stride + (sample * 1_237) % (stride - SAMPLE_BYTES);
+            for pair in plain[start..start + SAMPLE_BYTES].chunks_exact(2) {
+                counts[0][usize::from(pair[0])] += 1;
+                counts[1][usize::from(pair[1])] += 1;
+            }
         }
+        entropy_bits(&counts)
+    };
+    count(&[0, 5, 10, 15]) >= ORDINARY_BITS
+        && count(&[1, 2, 3, 4, 6, 7, 8, 9, 11, 12, 13, 14]) >= RANDOM_BITS
+}
+
+/// Bits a byte of the bytes that are not zero; 0 where these are less than half.
+fn entropy_bits(counts: &[[u32; 256]; 2]) -> f32 {
+    let sums = || counts[0].iter().zip(&counts[1]).map(|(a, b)| a + b);
+    let total: u32 = sums().skip(1).sum();
+    if total < sums().next().unwrap_or(0) {
+        return 0.0;
     }
-    let total: u32 = counts[1..].iter().sum();
-    if total < (SAMPLES * SAMPLE_BYTES / 2) as u32 {
-        return false;
-    }
-    let weighted: f32 = counts[1..]
-        .iter()
-        .filter(|count| **count > 0)
-        .map(|count| *count as f32 * (*count as f32).log2())
+    let weighted: f32 = sums()
+        .skip(1)
+        .filter(|count| *count > 0)
+        .map(|count| count as f32 * (count as f32).log2())
         .sum();
-    (total as f32).log2() - weighted / total as f32 >= RANDOM_BITS
+    (total as f32).log2() - weighted / total as f32
 }
 
 /// Decompresses buffers one after the other; keep one per worker thread.

@@ -127,14 +127,14 @@ pub fn encode_frame(
         });
     }
     let plain_hash = Hash::of(plain);
-    let (compression, stored) = compressor.compress_scratch(plain)?;
+    let (compression, stored) = compressor.compress_to_vec(plain)?;
     let stored_hash = match compression {
         // The same bytes: no need to look at them twice.
         CompressionUsed::None => plain_hash.short(),
-        _ => Hash::of(stored).short(),
+        _ => Hash::of(&stored).short(),
     };
     Ok(EncodedFrame {
-        stored: stored.to_vec(),
+        stored,
         transformed_length: plain.len() as u32,
         plain_length: plain.len() as u32,
         page_size,
