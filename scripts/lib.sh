@@ -91,13 +91,14 @@ install_packages() {
     rm -f "$log"
 }
 
-# A C compiler and its company, for the libraries in C that the build compiles (zstd, libpq, OpenSSL).
+# A C compiler and its company, for the libraries in C that the build compiles (zstd, libpq, OpenSSL); zstd for tar.
 install_build_tools() {
     local wanted=(ca-certificates)
     command -v cc >/dev/null && command -v gcc >/dev/null || wanted+=(gcc)
     command -v make >/dev/null || wanted+=(make)
     command -v perl >/dev/null || wanted+=(perl)
     command -v pkg-config >/dev/null || wanted+=(pkg-config)
+    command -v zstd >/dev/null || wanted+=(zstd)
     [ -e /usr/include/stdlib.h ] || wanted+=(libc6-dev)
     install_packages "${wanted[@]}"
 }

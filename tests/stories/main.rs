@@ -3,3 +3,43 @@
 
 #[path = "000_the_kit.rs"]
 mod story_000_the_kit;
+#[path = "001_backup_under_load.rs"]
+mod story_001_backup_under_load;
+#[path = "002_primary_stopped.rs"]
+mod story_002_primary_stopped;
+#[path = "003_tablespaces.rs"]
+mod story_003_tablespaces;
+#[path = "004_linked_pg_wal.rs"]
+mod story_004_linked_pg_wal;
+#[path = "005_external_configuration.rs"]
+mod story_005_external_configuration;
+#[path = "006_many_small_tables.rs"]
+mod story_006_many_small_tables;
+#[path = "007_page_damage.rs"]
+mod story_007_page_damage;
+#[path = "008_through_s3.rs"]
+mod story_008_through_s3;
+#[path = "009_export_with_tar_alone.rs"]
+mod story_009_export_with_tar_alone;
+#[path = "010_kill_nine.rs"]
+mod story_010_kill_nine;
+#[path = "011_refusals.rs"]
+mod story_011_refusals;
+#[path = "012_interrupted_backup.rs"]
+mod story_012_interrupted_backup;
+#[path = "013_flipped_bits.rs"]
+mod story_013_flipped_bits;
+#[path = "014_two_at_once.rs"]
+mod story_014_two_at_once;
+#[path = "015_archive_fed_and_cascaded.rs"]
+mod story_015_archive_fed_and_cascaded;
+#[path = "016_idle_primary.rs"]
+mod story_016_idle_primary;
+#[path = "017_left_behind.rs"]
+mod story_017_left_behind;
+#[path = "018_disk_full.rs"]
+mod story_018_disk_full;
+#[path = "019_memory.rs"]
+mod story_019_memory;
+#[path = "020_without_checksums.rs"]
+mod story_020_without_checksums;

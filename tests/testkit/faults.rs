@@ -11,6 +11,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
+use crate::tls::TlsFront;
+
+/// A connection, in the clear or not.
+pub(crate) trait Connection: Read + Write + Send {}
+
+impl<T: Read + Write + Send> Connection for T {}
+
 /// What happens to a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -54,6 +61,7 @@ pub struct FaultProxy {
 }
 
 struct Shared {
+    tls: Option<TlsFront>,
     upstream: SocketAddr,
     script: Mutex<Script>,
     seen: Mutex<HashMap<(String, String), u64>>,
@@ -65,9 +73,19 @@ struct Shared {
 impl FaultProxy {
     /// Starts a proxy that does no harm yet.
     pub fn start(upstream: SocketAddr) -> FaultProxy {
+        FaultProxy::start_with(upstream, None)
+    }
+
+    /// Starts a proxy that speaks TLS to its clients, and does no harm yet.
+    pub fn start_tls(upstream: SocketAddr, tls: TlsFront) -> FaultProxy {
+        FaultProxy::start_with(upstream, Some(tls))
+    }
+
+    fn start_with(upstream: SocketAddr, tls: Option<TlsFront>) -> FaultProxy {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port for the proxy");
         let address = listener.local_addr().expect("the proxy's address");
         let shared = Arc::new(Shared {
+            tls,
             upstream,
             script: Mutex::new(Box::new(|_| Fault::None)),
             seen: Mutex::default(),
@@ -92,7 +110,12 @@ impl FaultProxy {
 
     /// Its endpoint URL.
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.address)
+        let scheme = if self.shared.tls.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        format!("{scheme}://{}", self.address)
     }
 
     /// From now on, `script` decides about each request.
@@ -193,13 +216,16 @@ impl Message {
 
 fn serve(shared: &Shared, client: TcpStream) -> io::Result<()> {
     client.set_nodelay(true)?;
-    let mut to_client = client.try_clone()?;
-    let mut from_client = BufReader::new(client);
+    let client: Box<dyn Connection> = match &shared.tls {
+        Some(tls) => tls.accept(client)?,
+        None => Box::new(client),
+    };
+    let mut client = BufReader::new(client);
     let upstream = TcpStream::connect(shared.upstream)?;
     upstream.set_nodelay(true)?;
     let mut to_server = upstream.try_clone()?;
     let mut from_server = BufReader::new(upstream);
-    while let Some(mut request) = read_message(&mut from_client, true)? {
+    while let Some(mut request) = read_message(&mut client, true)? {
         let line = request.first_line();
         let mut words = line.split(' ');
         let method = words.next().unwrap_or_default().to_owned();
@@ -223,7 +249,7 @@ fn serve(shared: &Shared, client: TcpStream) -> io::Result<()> {
         }
         match fault {
             Fault::Unavailable => {
-                slow_down(&mut to_client)?;
+                slow_down(client.get_mut())?;
                 continue;
             }
             Fault::CutBefore => return Ok(()),
@@ -236,16 +262,18 @@ fn serve(shared: &Shared, client: TcpStream) -> io::Result<()> {
             return Ok(());
         };
         match fault {
-            Fault::UnavailableAfterEffect => slow_down(&mut to_client)?,
+            Fault::UnavailableAfterEffect => slow_down(client.get_mut())?,
             Fault::CutAfterEffect => return Ok(()),
             Fault::CutBody => {
-                to_client.write_all(&answer.head)?;
-                to_client.write_all(&answer.body[..answer.body.len() / 2])?;
+                client.get_mut().write_all(&answer.head)?;
+                client
+                    .get_mut()
+                    .write_all(&answer.body[..answer.body.len() / 2])?;
                 return Ok(());
             }
             Fault::Stall => {
                 // Until the client hangs up.
-                io::copy(&mut from_client, &mut io::sink())?;
+                io::copy(&mut client, &mut io::sink())?;
                 return Ok(());
             }
             _ => {
@@ -257,25 +285,26 @@ fn serve(shared: &Shared, client: TcpStream) -> io::Result<()> {
                 {
                     *byte ^= 1;
                 }
-                to_client.write_all(&answer.head)?;
-                to_client.write_all(&answer.body)?;
+                client.get_mut().write_all(&answer.head)?;
+                client.get_mut().write_all(&answer.body)?;
             }
         }
     }
     Ok(())
 }
 
-fn slow_down(client: &mut TcpStream) -> io::Result<()> {
+fn slow_down(client: &mut dyn Write) -> io::Result<()> {
     let body = "<?xml version=\"1.0\"?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>";
     write!(
         client,
         "HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
-    )
+    )?;
+    client.flush()
 }
 
 /// Reads one request or answer to its end; `None` when the connection ended before it.
-fn read_message(from: &mut BufReader<TcpStream>, has_body: bool) -> io::Result<Option<Message>> {
+fn read_message(from: &mut dyn BufRead, has_body: bool) -> io::Result<Option<Message>> {
     let mut message = Message {
         head: Vec::new(),
         body: Vec::new(),
@@ -295,7 +324,7 @@ fn read_message(from: &mut BufReader<TcpStream>, has_body: bool) -> io::Result<O
     }
     if let Some(length) = message.header("content-length") {
         let length: u64 = length.parse().map_err(io::Error::other)?;
-        from.by_ref().take(length).read_to_end(&mut message.body)?;
+        Read::take(&mut *from, length).read_to_end(&mut message.body)?;
     } else if message
         .header("transfer-encoding")
         .is_some_and(|coding| coding.contains("chunked"))

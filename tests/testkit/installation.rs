@@ -85,8 +85,11 @@ pub fn leeward_program() -> PathBuf {
 pub(crate) fn leeward_program_within_reach(directory: &Path) -> PathBuf {
     let program = leeward_program();
     let copy = directory.join("leeward");
-    fs::copy(&program, &copy)
-        .unwrap_or_else(|error| panic!("could not copy {}: {error}", program.display()));
+    // A link costs nothing; another file system wants a copy.
+    if fs::hard_link(&program, &copy).is_err() {
+        fs::copy(&program, &copy)
+            .unwrap_or_else(|error| panic!("could not copy {}: {error}", program.display()));
+    }
     copy
 }
 

@@ -218,12 +218,11 @@ impl Server {
     }
 
     fn is_ready(&self) -> bool {
-        // The eighth line of postmaster.pid is the postmaster's own word (miscadmin.h, PM_STATUS_READY).
-        fs::read_to_string(self.data.join("postmaster.pid")).is_ok_and(|text| {
-            text.lines()
-                .nth(7)
-                .is_some_and(|line| line.trim() == "ready")
-        })
+        // The eighth line of postmaster.pid is the postmaster's own word (miscadmin.h, PM_STATUS_READY); the first is
+        // its process id, which tells it from a killed predecessor's.
+        let text = fs::read_to_string(self.data.join("postmaster.pid")).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().map(str::trim).collect();
+        lines.first() == Some(&self.pid().to_string().as_str()) && lines.get(7) == Some(&"ready")
     }
 
     /// Whether the postmaster has ended by itself.

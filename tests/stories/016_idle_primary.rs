@@ -1,0 +1,76 @@
+//! An idle primary makes nothing wait, and hears nothing of a backup.
+
+use std::time::Duration;
+
+use leeward_tests::leeward::{Leeward, exit};
+use leeward_tests::pair::Pair;
+use leeward_tests::story::Story;
+
+fn check(major: u32) {
+    let story = Story::begin(major);
+    let pair = Pair::new(&story);
+    let leeward = Leeward::new(&story);
+    pair.primary.sql("ALTER SYSTEM SET log_connections = on");
+    pair.primary
+        .sql("ALTER SYSTEM SET log_replication_commands = on");
+    pair.primary.sql("SELECT pg_reload_conf()");
+    pair.standby.wait_for(&pair.primary);
+    let connections = |text: &str| text.matches("connection received").count();
+
+    // A heartbeat for the eyes of this story only: it proves that connections are logged at all.
+    let before = connections(&pair.primary.log());
+    let position = pair.primary.sql("SELECT pg_current_wal_insert_lsn()");
+    let seen = connections(&pair.primary.log());
+    assert!(seen > before, "connections are not logged");
+
+    for _ in 0..3 {
+        let outcome = leeward.backup(&pair.standby, &[]).expect(exit::DONE);
+        assert!(
+            outcome.elapsed < Duration::from_secs(15),
+            "it waited for something: {outcome}"
+        );
+    }
+    assert_eq!(
+        connections(&pair.primary.log()),
+        seen,
+        "a backup of the standby connected to the primary"
+    );
+    // Only the server's own housekeeping may have written WAL meanwhile; no switch, no checkpoint by request.
+    let moved: i64 = pair
+        .primary
+        .sql(&format!(
+            "SELECT pg_current_wal_insert_lsn() - '{position}'::pg_lsn"
+        ))
+        .parse()
+        .expect("a distance");
+    assert!(moved < 1 << 20, "the primary wrote {moved} bytes of WAL");
+    assert!(
+        !pair.primary.log().contains("immediate force wait wal"),
+        "a checkpoint was asked of the primary"
+    );
+}
+
+#[test]
+fn postgres_14() {
+    check(14);
+}
+
+#[test]
+fn postgres_15() {
+    check(15);
+}
+
+#[test]
+fn postgres_16() {
+    check(16);
+}
+
+#[test]
+fn postgres_17() {
+    check(17);
+}
+
+#[test]
+fn postgres_18() {
+    check(18);
+}
