@@ -15,6 +15,7 @@ use leeward_repository::pack::{PackIndex, PackInfo};
 use leeward_repository::store::{Key, Store};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::repository::missing;
 
 /// A pack that is being read.
 #[derive(Debug)]
@@ -194,6 +195,9 @@ impl<'a> Packs<'a> {
 
 /// A failure of the store, with its advice.
 pub(crate) fn stored(message: String, error: leeward_repository::store::StoreError) -> Error {
+    if error.is_not_found() {
+        return missing(&error);
+    }
     let hint = error.hint();
     let error = Error::failed(message).because(error);
     match hint {

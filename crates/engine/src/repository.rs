@@ -99,6 +99,8 @@ pub(crate) fn remove_unfinished(cluster: &Cluster, observe: Observer<'_>) -> Res
 impl From<RepositoryError> for Error {
     fn from(error: RepositoryError) -> Self {
         let kind = match &error {
+            // Objects of a listed backup do not go missing by themselves.
+            RepositoryError::Store(e) if e.is_not_found() => return missing(&error),
             _ if error.is_damage() => ErrorKind::Damaged,
             RepositoryError::ClusterMismatch { .. } => ErrorKind::Refused,
             RepositoryError::InvalidClusterName { .. }
@@ -113,6 +115,12 @@ impl From<RepositoryError> for Error {
             None => ours,
         }
     }
+}
+
+/// An object that a listed backup needs is not there.
+pub(crate) fn missing(error: &dyn std::error::Error) -> Error {
+    Error::new(ErrorKind::Damaged, error.to_string())
+        .hint("It belongs to a listed backup. Use another backup, or this one from another copy of the repository.")
 }
 
 /// The repository's hints are fragments; ours are sentences.
