@@ -338,9 +338,7 @@ fn read_message(from: &mut dyn BufRead, has_body: bool) -> io::Result<Option<Mes
                 .to_owned();
             let size = u64::from_str_radix(size.split(';').next().unwrap_or_default(), 16)
                 .map_err(io::Error::other)?;
-            from.by_ref()
-                .take(size + 2)
-                .read_to_end(&mut message.body)?;
+            Read::take(&mut *from, size + 2).read_to_end(&mut message.body)?;
             if size == 0 {
                 break;
             }

@@ -25,7 +25,10 @@ fn main() -> Result<(), Box<dyn Error>> {
             secret_access_key: Some(Secret::new(SECRET_ACCESS_KEY)),
             ..StoreOptions::default()
         };
-        measure(&store::open(&server.repository("speed").parse()?, &options)?)
+        measure(&store::open(
+            &server.repository("speed").parse()?,
+            &options,
+        )?)
     } else {
         let parent = arguments.next().unwrap_or_else(|| ".".to_owned());
         let folder = tempfile::tempdir_in(parent)?;
@@ -35,7 +38,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn measure(store: &Arc<dyn Store>) -> Result<(), Box<dyn Error>> {
-    let piece: Vec<u8> = (0..PIECE).map(|n| (n.wrapping_mul(0x9e37_79b9) >> 13) as u8).collect();
+    let piece: Vec<u8> = (0..PIECE)
+        .map(|n| (n.wrapping_mul(0x9e37_79b9) >> 13) as u8)
+        .collect();
     let begun = Instant::now();
     let mut finishing = Duration::ZERO;
     for pack in 0..PACKS {
@@ -69,5 +74,8 @@ fn measure(store: &Arc<dyn Store>) -> Result<(), Box<dyn Error>> {
 
 fn report(what: &str, time: Duration) {
     let megabytes = (PACKS * PACK_BYTES) as f64 / 1e6;
-    println!("{what}: {:.0} MB/s ({megabytes:.0} MB in {time:.2?})", megabytes / time.as_secs_f64());
+    println!(
+        "{what}: {:.0} MB/s ({megabytes:.0} MB in {time:.2?})",
+        megabytes / time.as_secs_f64()
+    );
 }

@@ -36,7 +36,9 @@ pub enum StoreError {
         location: RepositoryUrl,
     },
     /// An object is shorter than what was to be read of it.
-    #[error("object \"{key}\" in {location} ends early: byte {wanted_end} was wanted, and it has {size_bytes} bytes")]
+    #[error(
+        "object \"{key}\" in {location} ends early: byte {wanted_end} was wanted, and it has {size_bytes} bytes"
+    )]
     Truncated {
         /// The object.
         key: Key,
@@ -166,7 +168,9 @@ impl RemoteProblem {
             RemoteProblem::NoCredentials => {
                 "put them into the configuration file, the environment or the credentials file, or give this instance a role"
             }
-            RemoteProblem::WrongRegion(_) => "set region in [repository] or AWS_REGION to the bucket's region",
+            RemoteProblem::WrongRegion(_) => {
+                "set region in [repository] or AWS_REGION to the bucket's region"
+            }
             RemoteProblem::ClockSkew => "set this host's clock right (NTP)",
             RemoteProblem::Tls(_) => {
                 "give the certificate authority's certificate as ca_certificate, and check that the endpoint's name is the certificate's"
@@ -174,13 +178,17 @@ impl RemoteProblem {
             RemoteProblem::NameNotResolved(_) => {
                 "check the endpoint and this host's name resolution; a server that does not serve buckets as host names needs path_style = true"
             }
-            RemoteProblem::Unreachable(_) => "check the endpoint, its port, and the firewall between",
+            RemoteProblem::Unreachable(_) => {
+                "check the endpoint, its port, and the firewall between"
+            }
             RemoteProblem::TimedOut | RemoteProblem::ConnectionLost => {
                 "check the network to the endpoint; smaller part_bytes help on a slow line"
             }
             RemoteProblem::Unavailable(_) => "try again later, or lower the concurrency",
             RemoteProblem::NoConditionalWrites => return None,
-            RemoteProblem::Archived => "restore the object from the archive tier at the provider first",
+            RemoteProblem::Archived => {
+                "restore the object from the archive tier at the provider first"
+            }
             RemoteProblem::Other(_) => return None,
         })
     }
@@ -194,18 +202,30 @@ impl fmt::Display for RemoteProblem {
             RemoteProblem::BadCredentials(code) if code.is_empty() => {
                 write!(f, "the credentials are refused")
             }
-            RemoteProblem::BadCredentials(code) => write!(f, "the credentials are refused ({code})"),
+            RemoteProblem::BadCredentials(code) => {
+                write!(f, "the credentials are refused ({code})")
+            }
             RemoteProblem::NoCredentials => write!(f, "no credentials were found"),
-            RemoteProblem::WrongRegion(Some(region)) => write!(f, "the bucket lies in region \"{region}\""),
+            RemoteProblem::WrongRegion(Some(region)) => {
+                write!(f, "the bucket lies in region \"{region}\"")
+            }
             RemoteProblem::WrongRegion(None) => write!(f, "the bucket lies in another region"),
-            RemoteProblem::ClockSkew => write!(f, "this host's clock differs too much from the server's"),
+            RemoteProblem::ClockSkew => {
+                write!(f, "this host's clock differs too much from the server's")
+            }
             RemoteProblem::Tls(reason) => write!(f, "no secure connection: {reason}"),
-            RemoteProblem::NameNotResolved(name) => write!(f, "the name \"{name}\" could not be resolved"),
+            RemoteProblem::NameNotResolved(name) => {
+                write!(f, "the name \"{name}\" could not be resolved")
+            }
             RemoteProblem::Unreachable(endpoint) => write!(f, "nothing answers at {endpoint}"),
             RemoteProblem::TimedOut => write!(f, "the server did not answer in time"),
-            RemoteProblem::Unavailable(status) => write!(f, "the server is overloaded or down (HTTP status {status})"),
+            RemoteProblem::Unavailable(status) => {
+                write!(f, "the server is overloaded or down (HTTP status {status})")
+            }
             RemoteProblem::ConnectionLost => write!(f, "the connection broke"),
-            RemoteProblem::NoConditionalWrites => write!(f, "the server does not support conditional writes"),
+            RemoteProblem::NoConditionalWrites => {
+                write!(f, "the server does not support conditional writes")
+            }
             RemoteProblem::Archived => write!(f, "the object lies in an archive tier"),
             RemoteProblem::Other(reason) => write!(f, "{reason}"),
         }
@@ -216,10 +236,12 @@ impl StoreError {
     /// What to do about it, in one sentence, where there is something to say.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            StoreError::DiskFull { .. } => Some("free some space there, or move the repository to a larger file system"),
-            StoreError::PermissionDenied { .. } => {
-                Some("give the user this runs as read and write permission on the repository's directory")
+            StoreError::DiskFull { .. } => {
+                Some("free some space there, or move the repository to a larger file system")
             }
+            StoreError::PermissionDenied { .. } => Some(
+                "give the user this runs as read and write permission on the repository's directory",
+            ),
             StoreError::Remote { problem, .. } => problem.hint(),
             StoreError::Options { hint, .. } => Some(hint),
             StoreError::NotFound { .. }
@@ -237,7 +259,12 @@ impl StoreError {
     }
 
     /// Puts a system error into the variant that says most.
-    pub(crate) fn from_io(action: &'static str, path: impl Into<PathBuf>, needed_bytes: u64, source: io::Error) -> StoreError {
+    pub(crate) fn from_io(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+        needed_bytes: u64,
+        source: io::Error,
+    ) -> StoreError {
         let path = path.into();
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::DiskFull {
@@ -246,8 +273,16 @@ impl StoreError {
                 needed_bytes,
                 source,
             },
-            io::ErrorKind::PermissionDenied => StoreError::PermissionDenied { action, path, source },
-            _ => StoreError::Io { action, path, source },
+            io::ErrorKind::PermissionDenied => StoreError::PermissionDenied {
+                action,
+                path,
+                source,
+            },
+            _ => StoreError::Io {
+                action,
+                path,
+                source,
+            },
         }
     }
 }
@@ -258,6 +293,8 @@ fn free(bytes: Option<u64>) -> String {
 
 /// What the file system that holds `path` (or its nearest existing parent) has left for an ordinary user.
 fn free_space_bytes(path: &std::path::Path) -> Option<u64> {
-    let space = path.ancestors().find_map(|place| rustix::fs::statvfs(place).ok())?;
+    let space = path
+        .ancestors()
+        .find_map(|place| rustix::fs::statvfs(place).ok())?;
     Some(space.f_bavail.saturating_mul(space.f_frsize))
 }

@@ -39,7 +39,11 @@ pub struct LeaseOptions {
 
 impl Default for LeaseOptions {
     fn default() -> LeaseOptions {
-        LeaseOptions { ttl: DEFAULT_TTL, conditional_writes: true, claim_settle: Duration::from_secs(3) }
+        LeaseOptions {
+            ttl: DEFAULT_TTL,
+            conditional_writes: true,
+            claim_settle: Duration::from_secs(3),
+        }
     }
 }
 
@@ -48,7 +52,9 @@ impl Default for LeaseOptions {
 #[non_exhaustive]
 pub enum LeaseError {
     /// Somebody else works on the cluster.
-    #[error("a {holder} works on cluster \"{cluster}\" since {since} (its lease expires at {expires})")]
+    #[error(
+        "a {holder} works on cluster \"{cluster}\" since {since} (its lease expires at {expires})"
+    )]
     Held {
         /// The cluster's folder.
         cluster: String,
@@ -87,9 +93,13 @@ impl LeaseError {
     /// What to do about it, in one sentence, where there is something to say.
     pub fn hint(&self) -> Option<&'static str> {
         match self {
-            LeaseError::Held { .. } => Some("wait for it to end; a holder that died loses the lease by itself"),
+            LeaseError::Held { .. } => {
+                Some("wait for it to end; a holder that died loses the lease by itself")
+            }
             LeaseError::Lost { .. } => Some("nothing was committed; start again"),
-            LeaseError::Damaged { .. } => Some("make sure that nobody works on this cluster, then delete the object"),
+            LeaseError::Damaged { .. } => {
+                Some("make sure that nobody works on this cluster, then delete the object")
+            }
             LeaseError::Store(error) => error.hint(),
             LeaseError::InvalidCluster(_) => None,
         }
@@ -154,19 +164,33 @@ impl Lease {
         let shared = Arc::new(Shared {
             store,
             cluster: cluster.to_owned(),
-            state: Mutex::new(State { record, place, renewed, lost: None }),
+            state: Mutex::new(State {
+                record,
+                place,
+                renewed,
+                lost: None,
+            }),
         });
         let (stop, stopped) = channel();
         let renewing = shared.clone();
         let interval = options.ttl / 3;
-        let thread = std::thread::Builder::new().name("lease".to_owned()).spawn(move || {
-            let mut wait = interval;
-            while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(wait) {
-                // After a failure, sooner: each try may be the last one in time.
-                wait = if renewing.renew() { interval } else { interval / 4 };
-            }
-        });
-        let mut lease = Lease { shared, renewer: None };
+        let thread = std::thread::Builder::new()
+            .name("lease".to_owned())
+            .spawn(move || {
+                let mut wait = interval;
+                while let Err(RecvTimeoutError::Timeout) = stopped.recv_timeout(wait) {
+                    // After a failure, sooner: each try may be the last one in time.
+                    wait = if renewing.renew() {
+                        interval
+                    } else {
+                        interval / 4
+                    };
+                }
+            });
+        let mut lease = Lease {
+            shared,
+            renewer: None,
+        };
         match thread {
             Ok(thread) => lease.renewer = Some((stop, thread)),
             // Without renewal it would be lost in the middle of the work; dropping it releases it.
@@ -228,7 +252,10 @@ impl Shared {
     }
 
     fn lost(&self, reason: impl Into<String>) -> LeaseError {
-        LeaseError::Lost { cluster: self.cluster.clone(), reason: reason.into() }
+        LeaseError::Lost {
+            cluster: self.cluster.clone(),
+            reason: reason.into(),
+        }
     }
 
     fn is_overdue(state: &State) -> bool {
@@ -244,7 +271,10 @@ impl Shared {
                 return false;
             }
             let place = match &state.place {
-                Place::Object { key, version } => Place::Object { key: key.clone(), version: version.clone() },
+                Place::Object { key, version } => Place::Object {
+                    key: key.clone(),
+                    version: version.clone(),
+                },
                 Place::Claim { key } => Place::Claim { key: key.clone() },
             };
             (state.record.clone(), place)
@@ -323,7 +353,9 @@ impl Shared {
                 record.released = true;
                 match self.store.replace(key, record.to_bytes(), version) {
                     Ok(_) => Ok(()),
-                    Err(StoreError::Conflict { .. }) => Err(self.lost("somebody else took it over")),
+                    Err(StoreError::Conflict { .. }) => {
+                        Err(self.lost("somebody else took it over"))
+                    }
                     Err(error) => Err(error.into()),
                 }
             }
@@ -348,7 +380,9 @@ fn acquire_object(
             match store.create(&key, record.to_bytes()) {
                 // Read back for its version, which a creation does not return.
                 Ok(()) => match store.get_versioned(&key)? {
-                    Some((content, version)) if Record::parse(&key, &content)?.token == record.token => {
+                    Some((content, version))
+                        if Record::parse(&key, &content)?.token == record.token =>
+                    {
                         return Ok((record, Place::Object { key, version }));
                     }
                     _ => continue,
@@ -400,7 +434,12 @@ fn held(folder: &Key, record: Record) -> LeaseError {
 }
 
 /// Whether an object stays the same for a time, on our own clock.
-fn watch(store: &dyn Store, key: &Key, version: &ObjectVersion, time: Duration) -> Result<bool, LeaseError> {
+fn watch(
+    store: &dyn Store,
+    key: &Key,
+    version: &ObjectVersion,
+    time: Duration,
+) -> Result<bool, LeaseError> {
     let begun = Instant::now();
     while begun.elapsed() < time {
         pause((time / 20).max(Duration::from_millis(10)));
@@ -415,7 +454,10 @@ fn watch(store: &dyn Store, key: &Key, version: &ObjectVersion, time: Duration) 
 /// Lets time pass while others act on the store, which tells nobody when it changes.
 fn pause(time: Duration) {
     let begun = Instant::now();
-    while let Some(left) = time.checked_sub(begun.elapsed()).filter(|left| !left.is_zero()) {
+    while let Some(left) = time
+        .checked_sub(begun.elapsed())
+        .filter(|left| !left.is_zero())
+    {
         std::thread::park_timeout(left);
     }
 }
@@ -430,7 +472,10 @@ pub fn probe_conditional_writes(store: &dyn Store) -> Result<bool, StoreError> {
     let honoured = probe(store, &key);
     let deleted = store.delete(&key);
     let honoured = match honoured {
-        Err(StoreError::Remote { problem: RemoteProblem::NoConditionalWrites, .. }) => false,
+        Err(StoreError::Remote {
+            problem: RemoteProblem::NoConditionalWrites,
+            ..
+        }) => false,
         other => other?,
     };
     deleted?;
@@ -444,7 +489,9 @@ fn probe(store: &dyn Store, key: &Key) -> Result<bool, StoreError> {
         Ok(()) => return Ok(false),
         Err(error) => return Err(error),
     }
-    let Some((_, version)) = store.get_versioned(key)? else { return Ok(false) };
+    let Some((_, version)) = store.get_versioned(key)? else {
+        return Ok(false);
+    };
     store.replace(key, Bytes::from_static(b"third\n"), &version)?;
     match store.replace(key, Bytes::from_static(b"fourth\n"), &version) {
         Err(StoreError::Conflict { .. }) => Ok(true),

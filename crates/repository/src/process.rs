@@ -29,7 +29,10 @@ impl ProcessIdentity {
             .get_or_init(|| {
                 let pid = std::process::id();
                 ProcessIdentity {
-                    host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+                    host: rustix::system::uname()
+                        .nodename()
+                        .to_string_lossy()
+                        .into_owned(),
                     boot_id: fs::read_to_string("/proc/sys/kernel/random/boot_id")
                         .map(|id| id.trim().to_owned())
                         .unwrap_or_default(),
@@ -55,7 +58,10 @@ impl ProcessIdentity {
             return false;
         }
         // Signal 0 asks the kernel itself: /proc may hide other users' processes (hidepid), and then looks empty.
-        let Some(pid) = i32::try_from(self.pid).ok().and_then(rustix::process::Pid::from_raw) else {
+        let Some(pid) = i32::try_from(self.pid)
+            .ok()
+            .and_then(rustix::process::Pid::from_raw)
+        else {
             return false;
         };
         if rustix::process::test_kill_process(pid) == Err(rustix::io::Errno::SRCH) {
@@ -64,7 +70,9 @@ impl ProcessIdentity {
         match stat(self.pid) {
             None => false,
             // A zombie writes nothing any more.
-            Some(Stat { state: 'Z' | 'X', .. }) => true,
+            Some(Stat {
+                state: 'Z' | 'X', ..
+            }) => true,
             Some(Stat { start_ticks, .. }) => {
                 self.process_start_ticks != 0 && start_ticks != self.process_start_ticks
             }
@@ -98,17 +106,37 @@ mod tests {
         assert!(!this.is_known_dead());
         assert!(this.process_start_ticks > 0);
 
-        let namesake = ProcessIdentity { process_start_ticks: this.process_start_ticks - 1, ..this.clone() };
-        assert!(namesake.is_known_dead(), "the process id is used again by somebody else");
-        let elsewhere = ProcessIdentity { boot_id: "another".into(), ..namesake.clone() };
-        assert!(!elsewhere.is_known_dead(), "another host cannot be judged from here");
-        let container = ProcessIdentity { pid_namespace: "pid:[1]".into(), ..namesake };
-        assert!(!container.is_known_dead(), "another container cannot be judged from here");
+        let namesake = ProcessIdentity {
+            process_start_ticks: this.process_start_ticks - 1,
+            ..this.clone()
+        };
+        assert!(
+            namesake.is_known_dead(),
+            "the process id is used again by somebody else"
+        );
+        let elsewhere = ProcessIdentity {
+            boot_id: "another".into(),
+            ..namesake.clone()
+        };
+        assert!(
+            !elsewhere.is_known_dead(),
+            "another host cannot be judged from here"
+        );
+        let container = ProcessIdentity {
+            pid_namespace: "pid:[1]".into(),
+            ..namesake
+        };
+        assert!(
+            !container.is_known_dead(),
+            "another container cannot be judged from here"
+        );
     }
 
     #[test]
     fn an_ended_process_is_dead() {
-        let mut child = std::process::Command::new("true").spawn().expect("true starts");
+        let mut child = std::process::Command::new("true")
+            .spawn()
+            .expect("true starts");
         let pid = child.id();
         child.wait().expect("true ends");
         let dead = ProcessIdentity {

@@ -68,7 +68,9 @@ pub enum UrlError {
     #[error("the repository's URL is empty")]
     Empty,
     /// User name, password, query or fragment: places where people put credentials.
-    #[error("the repository's URL ({scheme}://...) carries {part}, where secrets would show in logs and process lists")]
+    #[error(
+        "the repository's URL ({scheme}://...) carries {part}, where secrets would show in logs and process lists"
+    )]
     Credentials {
         /// The URL's scheme.
         scheme: String,
@@ -166,7 +168,10 @@ fn parse_with_scheme(scheme: &str, rest: &str) -> Result<RepositoryUrl, UrlError
         (service.is_some() && rest.contains('#'), "a fragment"),
     ] {
         if found {
-            return Err(UrlError::Credentials { scheme: scheme.to_owned(), part });
+            return Err(UrlError::Credentials {
+                scheme: scheme.to_owned(),
+                part,
+            });
         }
     }
     let Some(service) = service else {
@@ -186,7 +191,9 @@ fn parse_with_scheme(scheme: &str, rest: &str) -> Result<RepositoryUrl, UrlError
         });
     }
     let usable = (3..=63).contains(&authority.len())
-        && authority.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+        && authority
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
     if !usable {
         return Err(UrlError::Bucket(authority.to_owned()));
     }
@@ -206,7 +213,9 @@ fn parse_path(text: &str) -> Result<RepositoryUrl, UrlError> {
     if !path.is_absolute() {
         return Err(UrlError::Relative(text.to_owned()));
     }
-    let climbs = path.components().any(|part| part == std::path::Component::ParentDir);
+    let climbs = path
+        .components()
+        .any(|part| part == std::path::Component::ParentDir);
     if climbs || text.contains('\0') {
         return Err(UrlError::Path(text.escape_default().to_string()));
     }
@@ -226,10 +235,18 @@ impl fmt::Display for RepositoryUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             RepositoryUrl::Local(path) => write!(f, "{}", path.display()),
-            RepositoryUrl::Bucket { service, bucket, prefix } if prefix.is_empty() => {
+            RepositoryUrl::Bucket {
+                service,
+                bucket,
+                prefix,
+            } if prefix.is_empty() => {
                 write!(f, "{}://{bucket}", service.scheme())
             }
-            RepositoryUrl::Bucket { service, bucket, prefix } => {
+            RepositoryUrl::Bucket {
+                service,
+                bucket,
+                prefix,
+            } => {
                 write!(f, "{}://{bucket}/{prefix}", service.scheme())
             }
         }
@@ -250,7 +267,11 @@ mod tests {
     fn check(text: &str, printed: &str) {
         let url = RepositoryUrl::parse(text).expect("a URL");
         assert_eq!(url.to_string(), printed);
-        assert_eq!(RepositoryUrl::parse(printed).as_ref(), Ok(&url), "what is printed reads back");
+        assert_eq!(
+            RepositoryUrl::parse(printed).as_ref(),
+            Ok(&url),
+            "what is printed reads back"
+        );
     }
 
     #[track_caller]
@@ -275,15 +296,24 @@ mod tests {
     #[test]
     fn nonsense_is_refused() {
         refuse("", "the repository's URL is empty");
-        refuse("backups", "the repository's path \"backups\" is not absolute");
+        refuse(
+            "backups",
+            "the repository's path \"backups\" is not absolute",
+        );
         refuse("/srv/../etc", "\"/srv/../etc\" is not a usable path");
-        refuse("ftp://host/x", "the repository's URL has the unknown scheme \"ftp\"");
+        refuse(
+            "ftp://host/x",
+            "the repository's URL has the unknown scheme \"ftp\"",
+        );
         refuse(
             "file://other/x",
             "the repository's URL names the host \"other\", and a directory is always of this host",
         );
         refuse("s3://b", "\"b\" is not the name of a bucket");
-        refuse("s3://bucket/a/../b", "\"a/../b\" is not a usable prefix inside a bucket");
+        refuse(
+            "s3://bucket/a/../b",
+            "\"a/../b\" is not a usable prefix inside a bucket",
+        );
     }
 
     #[test]
@@ -298,7 +328,11 @@ mod tests {
             "https+hunter2+verylong://x",
         ] {
             let error = RepositoryUrl::parse(text).expect_err("refused");
-            for shown in [error.to_string(), format!("{error:?}"), error.hint().to_owned()] {
+            for shown in [
+                error.to_string(),
+                format!("{error:?}"),
+                error.hint().to_owned(),
+            ] {
                 assert!(!shown.contains("hunter2"), "{text}: {shown}");
             }
         }

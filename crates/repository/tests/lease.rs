@@ -21,11 +21,18 @@ fn store() -> (tempfile::TempDir, Arc<dyn Store>) {
 }
 
 fn objects() -> LeaseOptions {
-    LeaseOptions { ttl: Duration::from_secs(60), ..LeaseOptions::default() }
+    LeaseOptions {
+        ttl: Duration::from_secs(60),
+        ..LeaseOptions::default()
+    }
 }
 
 fn claims() -> LeaseOptions {
-    LeaseOptions { conditional_writes: false, claim_settle: Duration::from_millis(200), ..objects() }
+    LeaseOptions {
+        conditional_writes: false,
+        claim_settle: Duration::from_millis(200),
+        ..objects()
+    }
 }
 
 fn key(text: &str) -> Key {
@@ -42,10 +49,19 @@ fn record(store: &dyn Store) -> Value {
 
 /// Changes the lease behind everybody's back, as another host would.
 fn rewrite(store: &dyn Store, change: impl FnOnce(&mut Value)) {
-    let (content, version) = store.get_versioned(&key("main/lease.json")).expect("read").expect("there");
+    let (content, version) = store
+        .get_versioned(&key("main/lease.json"))
+        .expect("read")
+        .expect("there");
     let mut value: Value = serde_json::from_slice(&content).expect("JSON");
     change(&mut value);
-    store.replace(&key("main/lease.json"), Bytes::from(value.to_string()), &version).expect("replaced");
+    store
+        .replace(
+            &key("main/lease.json"),
+            Bytes::from(value.to_string()),
+            &version,
+        )
+        .expect("replaced");
 }
 
 fn now_plus(seconds: i64) -> String {
@@ -63,13 +79,31 @@ fn one_holds_and_the_next_is_told_who() {
         assert_eq!(lease.generation(), 1);
         lease.still_held().expect("held");
         let error = acquire(&store, &options).expect_err("held");
-        let LeaseError::Held { holder, since, expires, .. } = &error else { panic!("{error:?}") };
-        assert_eq!((holder.what.as_str(), holder.process.pid), ("backup", std::process::id()));
+        let LeaseError::Held {
+            holder,
+            since,
+            expires,
+            ..
+        } = &error
+        else {
+            panic!("{error:?}")
+        };
+        assert_eq!(
+            (holder.what.as_str(), holder.process.pid),
+            ("backup", std::process::id())
+        );
         assert!(since < expires);
         let line = error.to_string();
-        assert!(line.starts_with("a backup on host \"") && line.contains("works on cluster \"main\" since"), "{line}");
+        assert!(
+            line.starts_with("a backup on host \"")
+                && line.contains("works on cluster \"main\" since"),
+            "{line}"
+        );
 
-        Lease::acquire(store.clone(), "other", "backup", &options).expect("another cluster is free").release().expect("released");
+        Lease::acquire(store.clone(), "other", "backup", &options)
+            .expect("another cluster is free")
+            .release()
+            .expect("released");
         lease.release().expect("released");
         drop(acquire(&store, &options).expect("free again"));
         let third = acquire(&store, &options).expect("dropping released it");
@@ -107,7 +141,11 @@ fn of_many_at_once_one_holds() {
         });
         let winners = winners.into_inner().expect("whole");
         // Claims that meet exactly may all withdraw, never two stay.
-        assert!(winners.len() <= 1 && (winners.len() == 1 || !options.conditional_writes), "{}", winners.len());
+        assert!(
+            winners.len() <= 1 && (winners.len() == 1 || !options.conditional_writes),
+            "{}",
+            winners.len()
+        );
         for lease in &winners {
             lease.still_held().expect("held");
         }
@@ -144,13 +182,18 @@ fn a_lease_of_another_host_expires() {
         value["holder"]["host"] = "db2".into();
         value["expires_at"] = now_plus(30).into();
     });
-    let error = acquire(&store, &objects()).expect_err("it lives for 30 s").to_string();
+    let error = acquire(&store, &objects())
+        .expect_err("it lives for 30 s")
+        .to_string();
     assert!(error.contains("on host \"db2\""), "{error}");
     rewrite(&*store, |value| value["expires_at"] = now_plus(-100).into());
     let second = acquire(&store, &objects()).expect("expired long ago");
     assert_eq!(second.generation(), 2);
 
-    assert!(matches!(lease.still_held(), Err(LeaseError::Lost { .. })), "the first one notices");
+    assert!(
+        matches!(lease.still_held(), Err(LeaseError::Lost { .. })),
+        "the first one notices"
+    );
     assert!(matches!(lease.release(), Err(LeaseError::Lost { .. })));
     second.still_held().expect("and does not take it back");
 }
@@ -158,7 +201,10 @@ fn a_lease_of_another_host_expires() {
 #[test]
 fn where_clocks_disagree_renewals_are_watched() {
     let (_folder, store) = store();
-    let options = LeaseOptions { ttl: Duration::from_millis(900), ..objects() };
+    let options = LeaseOptions {
+        ttl: Duration::from_millis(900),
+        ..objects()
+    };
     drop(acquire(&store, &options).expect("free"));
     let doubtful = |seconds: i64| {
         rewrite(&*store, |value| {
@@ -186,7 +232,10 @@ fn where_clocks_disagree_renewals_are_watched() {
         });
         let refused = acquire(&store, &options);
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        assert!(matches!(refused, Err(LeaseError::Held { .. })), "{refused:?}");
+        assert!(
+            matches!(refused, Err(LeaseError::Held { .. })),
+            "{refused:?}"
+        );
     });
 }
 
@@ -194,13 +243,21 @@ fn where_clocks_disagree_renewals_are_watched() {
 fn a_lease_is_renewed_while_it_is_held() {
     for options in [objects(), claims()] {
         let (_folder, store) = store();
-        let options = LeaseOptions { ttl: Duration::from_millis(600), ..options };
+        let options = LeaseOptions {
+            ttl: Duration::from_millis(600),
+            ..options
+        };
         let lease = acquire(&store, &options).expect("free");
-        let place = if options.conditional_writes { "main/lease.json" } else { "main/claims" };
+        let place = if options.conditional_writes {
+            "main/lease.json"
+        } else {
+            "main/claims"
+        };
         let state = || -> Vec<u8> {
             match store.get(&key(place)) {
                 Ok(content) => content.to_vec(),
-                Err(_) => format!("{:?}", leeward_repository::store::list_all(&*store, place)).into_bytes(),
+                Err(_) => format!("{:?}", leeward_repository::store::list_all(&*store, place))
+                    .into_bytes(),
             }
         };
         for round in 0..4 {
@@ -208,18 +265,27 @@ fn a_lease_is_renewed_while_it_is_held() {
             wait_until(&format!("renewal {round}"), PATIENCE, || state() != before);
         }
         lease.still_held().expect("longer than its time to live");
-        assert!(matches!(acquire(&store, &options), Err(LeaseError::Held { .. })));
+        assert!(matches!(
+            acquire(&store, &options),
+            Err(LeaseError::Held { .. })
+        ));
     }
 }
 
 #[test]
 fn a_holder_notices_that_the_lease_is_gone() {
     let (_folder, store) = store();
-    let options = LeaseOptions { ttl: Duration::from_millis(600), ..objects() };
+    let options = LeaseOptions {
+        ttl: Duration::from_millis(600),
+        ..objects()
+    };
     let lease = acquire(&store, &options).expect("free");
     store.delete(&key("main/lease.json")).expect("deleted");
     let error = lease.still_held().expect_err("lost");
-    assert!(matches!(error, LeaseError::Lost { .. }) && error.hint().is_some(), "{error}");
+    assert!(
+        matches!(error, LeaseError::Lost { .. }) && error.hint().is_some(),
+        "{error}"
+    );
 }
 
 #[test]

@@ -9,6 +9,7 @@ use leeward_repository::store::{self, RemoteProblem, Secret, Store, StoreError, 
 use leeward_repository::url::RepositoryUrl;
 use leeward_tests::faults::{Fault, FaultProxy};
 use leeward_tests::s3::{ACCESS_KEY_ID, BUCKET, S3Server, SECRET_ACCESS_KEY, free_address};
+use leeward_tests::tls::TlsFront;
 
 mod contract;
 use contract::{bytes, key};
@@ -258,10 +259,6 @@ fn errors_say_what_is_wrong() {
         &*open(&server, &wrong_id),
         "could not read object \"leeward.json\" in s3://leeward-test/team/one: the credentials are refused (NotSignedUp)",
     );
-    check_error(
-        &*open_url("s3://missing-bucket/x", &good),
-        "could not read object \"leeward.json\" in s3://missing-bucket/x: the bucket does not exist",
-    );
     let nobody = free_address();
     check_error(
         &*open(&server, &options(format!("http://{nobody}"))),
@@ -289,5 +286,63 @@ fn listing_a_missing_bucket_says_so() {
     assert_eq!(
         error.to_string(),
         "could not list the repository in s3://missing-bucket/x: the bucket does not exist"
+    );
+}
+
+#[test]
+fn tls_with_an_authority_of_ones_own() {
+    let server = S3Server::start();
+    let tls = TlsFront::new();
+    let authority = tls.ca_certificate();
+    let proxy = FaultProxy::start_tls(server.address(), tls);
+
+    let untrusted = open(&server, &options(proxy.endpoint()));
+    check_error(
+        &*untrusted,
+        "could not read object \"leeward.json\" in s3://leeward-test/team/one: \
+         no secure connection: the certificate's issuer is not trusted",
+    );
+
+    let trusted = StoreOptions {
+        ca_certificate: Some(authority.clone()),
+        ..options(proxy.endpoint())
+    };
+    contract::check(&*open(&server, &trusted));
+
+    let other_name = proxy.endpoint().replace("127.0.0.1", "localhost");
+    check_error(
+        &*open(
+            &server,
+            &StoreOptions {
+                endpoint: Some(other_name),
+                ..trusted.clone()
+            },
+        ),
+        "could not read object \"leeward.json\" in s3://leeward-test/team/one: \
+         no secure connection: certificate not valid for name \"localhost\"; \
+         certificate is only valid for IpAddress(127.0.0.1)",
+    );
+
+    let careless = StoreOptions {
+        skip_tls_verification: true,
+        ..options(proxy.endpoint())
+    };
+    let content = open(&server, &careless)
+        .get(&key("small/a/object.json"))
+        .expect("read");
+    assert_eq!(&content[..], b"back");
+
+    let empty = tempfile::NamedTempFile::new().expect("a file");
+    let error = store::open(
+        &RepositoryUrl::parse(&server.repository("x")).expect("a URL"),
+        &StoreOptions {
+            ca_certificate: Some(empty.path().to_owned()),
+            ..trusted
+        },
+    )
+    .expect_err("refused");
+    assert!(
+        error.to_string().contains("holds no certificate"),
+        "{error}"
     );
 }

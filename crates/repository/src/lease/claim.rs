@@ -49,7 +49,10 @@ pub(super) fn acquire(
         return Err(held(folder, older));
     }
     if !there {
-        return Err(LeaseError::Lost { cluster: folder.to_string(), reason: "our claim disappeared".to_owned() });
+        return Err(LeaseError::Lost {
+            cluster: folder.to_string(),
+            reason: "our claim disappeared".to_owned(),
+        });
     }
     let key = renew(store, &key, record_renewed(&mut record))?;
     Ok((record, key))
@@ -62,10 +65,22 @@ fn record_renewed(record: &mut Record) -> &Record {
 
 /// Puts a renewed record in place of the claim `key`; returns its key.
 pub(super) fn renew(store: &dyn Store, key: &Key, record: &Record) -> Result<Key, StoreError> {
-    let claims = key.as_str().strip_suffix(&format!("/{}", key.name())).unwrap_or_default();
-    if !store.size(key).map(|_| true).or_else(|error| if error.is_not_found() { Ok(false) } else { Err(error) })? {
+    let claims = key
+        .as_str()
+        .strip_suffix(&format!("/{}", key.name()))
+        .unwrap_or_default();
+    if !store.size(key).map(|_| true).or_else(|error| {
+        if error.is_not_found() {
+            Ok(false)
+        } else {
+            Err(error)
+        }
+    })? {
         // Deleted by somebody who took us for dead.
-        return Err(StoreError::Conflict { key: key.clone(), location: store.location().clone() });
+        return Err(StoreError::Conflict {
+            key: key.clone(),
+            location: store.location().clone(),
+        });
     }
     let next = place(&Key::new(claims)?, record)?;
     store.create(&next, record.to_bytes())?;
@@ -76,7 +91,10 @@ pub(super) fn renew(store: &dyn Store, key: &Key, record: &Record) -> Result<Key
 fn place(claims: &Key, record: &Record) -> Result<Key, StoreError> {
     // A renewal that failed halfway may have taken its name already.
     let tail = rand::random::<u32>();
-    Ok(claims.join(&format!("{}-{:08}-{tail:08x}", record.token, record.renewals))?)
+    Ok(claims.join(&format!(
+        "{}-{:08}-{tail:08x}",
+        record.token, record.renewals
+    ))?)
 }
 
 /// All claims. One that disappears while it is read was withdrawn or renewed; a renewed one shows up under its next

@@ -26,7 +26,11 @@ pub struct Holder {
 
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} on host \"{}\" (process {})", self.what, self.process.host, self.process.pid)
+        write!(
+            f,
+            "{} on host \"{}\" (process {})",
+            self.what, self.process.host, self.process.pid
+        )
     }
 }
 
@@ -62,7 +66,10 @@ impl Record {
             format_version: FORMAT_VERSION,
             generation,
             token: format!("{:032x}", rand::random::<u128>()),
-            holder: Holder { what: what.to_owned(), process: ProcessIdentity::current() },
+            holder: Holder {
+                what: what.to_owned(),
+                process: ProcessIdentity::current(),
+            },
             acquired_at: now,
             renewed_at: now,
             expires_at: now,
@@ -103,10 +110,18 @@ impl Record {
         let left = self.expires_at.duration_since(now);
         if left <= SignedDuration::ZERO {
             let long_ago = left <= -self.signed_ttl();
-            return if same_clock || long_ago { Judgement::Dead } else { Judgement::Doubtful };
+            return if same_clock || long_ago {
+                Judgement::Dead
+            } else {
+                Judgement::Doubtful
+            };
         }
         // No holder promises itself more than one time to live, so its clock is ahead of ours, or was.
-        if left > self.signed_ttl() * 2 { Judgement::Doubtful } else { Judgement::Alive }
+        if left > self.signed_ttl() * 2 {
+            Judgement::Doubtful
+        } else {
+            Judgement::Alive
+        }
     }
 
     pub(super) fn to_bytes(&self) -> Bytes {
@@ -116,8 +131,12 @@ impl Record {
     }
 
     pub(super) fn parse(key: &Key, content: &[u8]) -> Result<Record, LeaseError> {
-        let damaged = |reason: String| LeaseError::Damaged { key: key.clone(), reason };
-        let record: Record = serde_json::from_slice(content).map_err(|error| damaged(error.to_string()))?;
+        let damaged = |reason: String| LeaseError::Damaged {
+            key: key.clone(),
+            reason,
+        };
+        let record: Record =
+            serde_json::from_slice(content).map_err(|error| damaged(error.to_string()))?;
         if record.format_version > FORMAT_VERSION {
             return Err(damaged(format!(
                 "it has format version {}, and this program knows {FORMAT_VERSION}",
@@ -133,7 +152,12 @@ mod tests {
     use super::*;
 
     fn at(record: &Record, seconds: i64) -> Judgement {
-        record.judge(record.expires_at.checked_add(SignedDuration::from_secs(seconds)).expect("in range"))
+        record.judge(
+            record
+                .expires_at
+                .checked_add(SignedDuration::from_secs(seconds))
+                .expect("in range"),
+        )
     }
 
     #[test]
@@ -166,10 +190,18 @@ mod tests {
     fn records_read_back_and_nonsense_does_not() {
         let key = Key::new("main/lease.json").expect("a key");
         let record = Record::new("backup", Duration::from_secs(60), 3);
-        assert_eq!(Record::parse(&key, &record.to_bytes()).expect("read"), record);
+        assert_eq!(
+            Record::parse(&key, &record.to_bytes()).expect("read"),
+            record
+        );
         assert!(Record::parse(&key, b"{}").is_err());
-        let newer = Record { format_version: 2, ..record };
-        let error = Record::parse(&key, &newer.to_bytes()).expect_err("refused").to_string();
+        let newer = Record {
+            format_version: 2,
+            ..record
+        };
+        let error = Record::parse(&key, &newer.to_bytes())
+            .expect_err("refused")
+            .to_string();
         assert!(error.contains("format version 2"), "{error}");
     }
 }

@@ -205,14 +205,18 @@ fn connection(error: &object_store::Error, text: &str, endpoint: &str) -> Failur
         let problem = RemoteProblem::NameNotResolved(host(endpoint).to_owned());
         return Failure::new(Cause::Problem(problem), Again::IfProven, false);
     }
-    if lower.contains("certificate")
-        || lower.contains("tls")
-        || lower.contains("received corrupt message")
-    {
+    // Only while connecting: a server that hangs up later without a farewell ("close_notify") also speaks of TLS.
+    let connecting = http_error(error).map(HttpError::kind) == Some(HttpErrorKind::Connect);
+    let about_tls = ["certificate", "tls", "received corrupt message"]
+        .iter()
+        .any(|word| lower.contains(word));
+    if connecting && about_tls && !lower.contains("close_notify") {
         return Failure::problem(RemoteProblem::Tls(tls_reason(error)));
     }
     // The library's own checks of a partial answer against what was asked for.
-    if text.contains("Wanted range starting at") || (text.contains("Requested ") && text.contains(", got ")) {
+    if text.contains("Wanted range starting at")
+        || (text.contains("Requested ") && text.contains(", got "))
+    {
         return Failure::beyond_end();
     }
     if text.contains("non-partial response") {
@@ -277,12 +281,20 @@ fn tls_reason(error: &object_store::Error) -> String {
         text if text.contains("UnknownIssuer") => {
             "the certificate's issuer is not trusted".to_owned()
         }
-        text if text.contains("NotValidForName") => {
-            "the certificate is for another name".to_owned()
+        text if text.contains("CaUsedAsEndEntity") => {
+            "the server shows an authority's certificate (CA:TRUE) as its own".to_owned()
         }
-        text if text.contains("Expired") => "the certificate has expired".to_owned(),
+        text if text.contains("UnsupportedCertVersion") => {
+            "the certificate is of X.509 version 1".to_owned()
+        }
         text if text.contains("corrupt message") => "the server does not speak TLS here".to_owned(),
-        text => text.chars().filter(|c| !c.is_control()).take(200).collect(),
+        // Rustls says well which name was expected and which are there, or when it expired.
+        text => text
+            .trim_start_matches("invalid peer certificate: ")
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(200)
+            .collect(),
     }
 }
 
