@@ -88,6 +88,9 @@ pub struct Global {
         help_heading = "Global options"
     )]
     pub progress: ProgressMode,
+    /// Say how long each step took
+    #[arg(short, long, global = true, help_heading = "Global options")]
+    pub verbose: bool,
     /// Say nothing but errors
     #[arg(short, long, global = true, help_heading = "Global options")]
     pub quiet: bool,

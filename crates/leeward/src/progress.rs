@@ -20,6 +20,7 @@ const LINE_EVERY: Duration = Duration::from_secs(5);
 pub struct Progress {
     way: Way,
     quiet: bool,
+    verbose: bool,
     state: Mutex<State>,
     done: AtomicU64,
 }
@@ -56,6 +57,7 @@ impl Progress {
         Self {
             way,
             quiet: global.quiet,
+            verbose: global.verbose && !global.quiet,
             state: Mutex::new(state),
             done: AtomicU64::new(0),
         }
@@ -78,6 +80,7 @@ impl Progress {
 
     /// Takes the bar away.
     pub fn finish(&self) {
+        self.tell_step();
         if let Way::Bar(bar) = &self.way {
             bar.finish_and_clear();
         }
@@ -96,6 +99,9 @@ impl Progress {
     fn phase(&self, phase: Phase) {
         let now = Instant::now();
         self.done.store(0, Ordering::Relaxed);
+        if self.state.lock().is_ok_and(|state| state.phase != phase) {
+            self.tell_step();
+        }
         if let Ok(mut state) = self.state.lock() {
             *state = State {
                 phase,
@@ -111,6 +117,25 @@ impl Progress {
             bar.set_prefix(doing(phase));
             bar.set_message("");
         }
+    }
+
+    /// With `--verbose`: the step that ends now, and how long it took.
+    fn tell_step(&self) {
+        if !self.verbose {
+            return;
+        }
+        let Ok((phase, took)) = self
+            .state
+            .lock()
+            .map(|state| (state.phase, state.began.elapsed()))
+        else {
+            return;
+        };
+        self.notice(&format!(
+            "  {:<30} {:>10}",
+            doing(phase),
+            units::duration(took)
+        ));
     }
 
     fn total(&self, total: u64) {
