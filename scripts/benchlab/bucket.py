@@ -13,6 +13,7 @@ ROOT, RUN = WORK / "s3root", WORK / "run/s3"
 BUCKET, REGION, ACCESS_KEY, SECRET_KEY = "bench", "us-east-1", "bench", "bench-secret"
 PLAIN_PORT, TLS_PORT = 8014, 8443
 CERTIFICATE, PRIVATE_KEY = RUN / "certificate.pem", RUN / "key.pem"
+AUTHORITY, AUTHORITY_KEY = RUN / "authority.pem", RUN / "authority.key"
 ENDPOINT = f"https://127.0.0.1:{TLS_PORT}"
 
 NGINX_CONFIGURATION = """
@@ -37,9 +38,7 @@ class Bucket:
         subprocess.run(["rm", "-rf", str(ROOT)], check=True)
         folder(RUN), folder(ROOT), folder(ROOT / BUCKET)
         if not CERTIFICATE.exists():
-            run([packages.OPENSSL, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "365", "-subj", "/CN=127.0.0.1",
-                 "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-config", "/etc/ssl/openssl.cnf",
-                 "-keyout", PRIVATE_KEY, "-out", CERTIFICATE])
+            self.make_certificates()
         (RUN / "nginx.conf").write_text(
             NGINX_CONFIGURATION.format(run=RUN, plain=PLAIN_PORT, tls=TLS_PORT))
         self.server = self.spawn([packages.S3S_FS, "--host", "127.0.0.1", "--port", PLAIN_PORT, "--access-key", ACCESS_KEY,
@@ -51,6 +50,16 @@ class Bucket:
                 self.close()
                 raise BenchError(f"the S3 server did not come up: see {LOGS / 's3s-fs.log'} and {LOGS / 'nginx.log'}")
             time.sleep(0.1)
+
+    @staticmethod
+    def make_certificates():
+        """An authority, which the tools are told to trust, and the front's certificate from it."""
+        new = [packages.OPENSSL, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "365",
+               "-config", "/etc/ssl/openssl.cnf"]
+        run([*new, "-subj", "/CN=bench authority", "-keyout", AUTHORITY_KEY, "-out", AUTHORITY])
+        run([*new, "-subj", "/CN=127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE",
+             "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost", "-CA", AUTHORITY, "-CAkey", AUTHORITY_KEY,
+             "-keyout", PRIVATE_KEY, "-out", CERTIFICATE])
 
     @staticmethod
     def spawn(argv, log):

@@ -60,7 +60,7 @@ class Leeward(Tool):
         if self.store == "s3":
             env |= {"AWS_ACCESS_KEY_ID": bucket.ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": bucket.SECRET_KEY,
                     "AWS_REGION": bucket.REGION, "AWS_ENDPOINT_URL": bucket.ENDPOINT,
-                    "AWS_CA_BUNDLE": str(bucket.CERTIFICATE), "SSL_CERT_FILE": str(bucket.CERTIFICATE)}
+                    "AWS_CA_BUNDLE": str(bucket.AUTHORITY)}
         return env
 
     def before_backup(self):
@@ -91,7 +91,7 @@ class PgBackRest(Tool):
         if self.store == "s3":
             where = ["repo1-type=s3", "repo1-path=/pgbackrest", f"repo1-s3-bucket={bucket.BUCKET}",
                      "repo1-s3-endpoint=127.0.0.1", f"repo1-storage-port={bucket.TLS_PORT}",
-                     f"repo1-storage-ca-file={bucket.CERTIFICATE}", "repo1-s3-uri-style=path",
+                     f"repo1-storage-ca-file={bucket.AUTHORITY}", "repo1-s3-uri-style=path",
                      f"repo1-s3-region={bucket.REGION}", f"repo1-s3-key={bucket.ACCESS_KEY}",
                      f"repo1-s3-key-secret={bucket.SECRET_KEY}"]
         self.configuration.write_text("\n".join([
