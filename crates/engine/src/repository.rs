@@ -117,6 +117,17 @@ impl From<RepositoryError> for Error {
     }
 }
 
+/// A failure of the repository in the middle of something, with its kind and advice.
+pub(crate) fn doing(what: &str, error: RepositoryError) -> Error {
+    let plain = Error::from(error);
+    let (kind, hint) = (plain.kind(), plain.advice().map(str::to_owned));
+    let error = Error::new(kind, what).because(plain);
+    match hint {
+        Some(hint) => error.hint(hint),
+        None => error,
+    }
+}
+
 /// An object that a listed backup needs is not there.
 pub(crate) fn missing(error: &dyn std::error::Error) -> Error {
     Error::new(ErrorKind::Damaged, error.to_string())

@@ -245,6 +245,8 @@ impl Walk<'_> {
             }
         }
         names.sort_unstable();
+        // A rename during the scan may show a name twice.
+        names.dedup();
         Ok(Some(names))
     }
 
@@ -298,7 +300,7 @@ impl Walk<'_> {
 
         if metadata.is_dir() {
             let tablespace = path.parent() == Some(Path::new("pg_tblspc"));
-            let keep_link = is_link && (tablespace || !is_own_directory(path));
+            let keep_link = is_link && (tablespace || !within_own_directory(path));
             if self.pass == Pass::EverythingElse {
                 let kind = if keep_link {
                     let Some(target) = present(fs::read_link(&absolute), &absolute)? else {
@@ -367,9 +369,9 @@ fn may_hold_relations(path: &Path) -> bool {
     path.starts_with("base") || path.starts_with("global") || path.starts_with("pg_tblspc")
 }
 
-/// PostgreSQL's own top-level directories: linked elsewhere, they are still part of the data directory.
-fn is_own_directory(path: &Path) -> bool {
-    const OWN: [&str; 18] = [
+/// PostgreSQL's own directories and what lies in them: linked elsewhere, they are still part of the data directory.
+fn within_own_directory(path: &Path) -> bool {
+    const OWN: [&str; 17] = [
         "base",
         "global",
         "pg_commit_ts",
@@ -387,9 +389,8 @@ fn is_own_directory(path: &Path) -> bool {
         "pg_twophase",
         "pg_wal",
         "pg_xact",
-        "pg_wal/archive_status",
     ];
-    OWN.iter().any(|own| path == Path::new(own))
+    OWN.iter().any(|own| path.starts_with(own))
 }
 
 /// The relations of one directory that have an init fork: all their other forks are made anew at the end of recovery

@@ -8,16 +8,18 @@ use crossbeam_channel::{Receiver, Sender};
 use leeward_pgformat::BlockNumber;
 use leeward_pgformat::page::PageDamage;
 use leeward_repository::backup_id::BackupId;
-use leeward_repository::file_path::FilePath;
+use leeward_repository::file_path::{FilePath, Root};
 use leeward_repository::frame::EncodedFrame;
 use leeward_repository::layout;
 use leeward_repository::manifest::{Content, FileKind, FileRecord, ManifestWriter, Run};
 use leeward_repository::pack::{FrameLocation, PackInfo, PackWriter};
 use leeward_repository::store::Store;
+use leeward_repository::summary::TablespaceSummary;
 
 use super::source::{Copied, CopiedPiece, Source};
 use crate::error::{Error, Result};
 use crate::event::{Event, Observer};
+use crate::repository;
 
 /// One damaged relation segment, as it is reported.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +39,8 @@ pub(super) struct Collected {
     pub stored_bytes: u64,
     pub pages_checked: u64,
     pub damaged: Vec<DamagedFile>,
+    /// Tablespaces as the walk met them.
+    pub tablespaces: Vec<TablespaceSummary>,
 }
 
 /// Where packs go.
@@ -71,7 +75,7 @@ pub(super) fn finish_packs(full: &Receiver<PackWriter>) -> Result<Vec<PackInfo>>
     for pack in full {
         packs.push(
             pack.finish()
-                .map_err(|e| Error::failed("could not store a pack").because(e))?,
+                .map_err(|e| repository::doing("could not store a pack", e))?,
         );
     }
     Ok(packs)
@@ -155,7 +159,7 @@ impl Collector<'_> {
                 *packs_begun += 1;
                 let key = layout::pack(self.packs.cluster, self.packs.backup, number)?;
                 PackWriter::create(self.packs.store, &key, number)
-                    .map_err(|e| Error::failed("could not begin a pack").because(e))?
+                    .map_err(|e| repository::doing("could not begin a pack", e))?
             }
         };
         let pieces: Vec<(&FilePath, u64, u32)> = pieces
@@ -165,7 +169,7 @@ impl Collector<'_> {
             .collect();
         let location = writer
             .append(frame, &pieces)
-            .map_err(|e| Error::failed("could not store a frame").because(e))?;
+            .map_err(|e| repository::doing("could not store a frame", e))?;
         if writer.is_full() {
             self.hand_over(writer)?;
         } else {
@@ -192,6 +196,7 @@ impl Collector<'_> {
             collected.files += 1;
             collected.size_bytes += file.end;
         }
+        collected.tablespaces.extend(tablespace(&record));
         if !file.damage.is_empty() {
             record.damaged = file.damage.iter().map(|(block, _)| block.0).collect();
             collected.damaged.push(DamagedFile {
@@ -201,8 +206,28 @@ impl Collector<'_> {
         }
         self.manifest
             .add_file(&record)
-            .map_err(|e| Error::failed("could not write the manifest").because(e))
+            .map_err(|e| repository::doing("could not write the manifest", e))
     }
+}
+
+/// The tablespace that a record below `pg_tblspc` stands for.
+fn tablespace(record: &FileRecord) -> Option<TablespaceSummary> {
+    let name = record
+        .path
+        .path
+        .strip_prefix(b"pg_tblspc/")
+        .filter(|_| record.path.root == Root::DataDirectory)?;
+    let oid = std::str::from_utf8(name).ok()?.parse().ok()?;
+    let (path, in_place) = match &record.kind {
+        FileKind::Symlink { target } => (String::from_utf8_lossy(target).into_owned(), false),
+        FileKind::Directory => (record.path.to_string(), true),
+        FileKind::File { .. } => return None,
+    };
+    Some(TablespaceSummary {
+        oid,
+        path,
+        in_place,
+    })
 }
 
 impl Open {

@@ -1,6 +1,9 @@
 //! Copiers: each takes a batch, reads it, checks its pages and makes a frame of it. Reading and compressing happen on the
 //! same thread while the bytes are in its caches; there are more copiers than cores so that one reads while others compress.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
 use crossbeam_channel::{Receiver, Sender};
 use leeward_pgformat::page::{PageDamage, PageVerdict, check_page, page_lsn};
 use leeward_pgformat::relation::RelationSegment;
@@ -17,11 +20,19 @@ use crate::error::{Error, Result};
 /// two equal readings in a row end the question.
 const REREADS: u32 = 10;
 
+/// How long the server is given to finish a write before a page is read again.
+const REREAD_AFTER: Duration = Duration::from_millis(2);
+
+/// So many pages are waited for in one backup; where more look damaged, the server is not about to finish writing them.
+const PATIENT_REREADS: u32 = 2_000;
+
 /// What a copier needs to know.
 pub(super) struct Copier<'a> {
     pub rules: PageRules,
     pub horizon: &'a Horizon<'a>,
     pub compression: Compression,
+    /// Waits for pages so far, see [`PATIENT_REREADS`].
+    pub waits: AtomicU32,
 }
 
 impl Copier<'_> {
@@ -43,9 +54,13 @@ impl Copier<'_> {
         let mut pieces = Vec::with_capacity(batch.pieces.len());
         let mut pages_checked = 0;
         let mut whole_pages = true;
+        // What a configuration file may have grown by since it was seen.
+        let mut spare = buffer.len() - batch.pieces.iter().map(|piece| piece.length).sum::<usize>();
         for piece in batch.pieces {
-            let room = &mut buffer[filled..filled + piece.length];
+            let grown = if piece.may_grow() { spare } else { 0 };
+            let room = &mut buffer[filled..filled + piece.length + grown];
             let (read, vanished, damage) = self.read(&piece, room)?;
+            spare -= read.saturating_sub(piece.length);
             if piece.source.segment.is_some() {
                 pages_checked += (read / PAGE_SIZE) as u64;
                 whole_pages &= read % PAGE_SIZE == 0;
@@ -85,10 +100,16 @@ impl Copier<'_> {
             return Ok((0, false, Vec::new()));
         }
         piece.source.with_file(|file| {
-            let Some(file) = file else { return Ok((0, true, Vec::new())) };
-            let read = file.read_at(room, piece.offset).map_err(|e| unreadable(piece, e))?;
+            let Some(file) = file else {
+                return Ok((0, true, Vec::new()));
+            };
+            let read = file
+                .read_at(room, piece.offset)
+                .map_err(|e| unreadable(piece, e))?;
             let damage = match &piece.source.segment {
-                Some(segment) => self.check(piece, file, segment, &mut room[..read - read % PAGE_SIZE])?,
+                Some(segment) => {
+                    self.check(piece, file, segment, &mut room[..read - read % PAGE_SIZE])?
+                }
                 None => Vec::new(),
             };
             Ok((read, false, damage))
@@ -139,8 +160,12 @@ impl Copier<'_> {
         let mut found = first;
         let mut again = [0u8; PAGE_SIZE];
         for _ in 0..REREADS {
-            std::thread::yield_now();
-            let read = file.read_at(&mut again, at).map_err(|e| unreadable(piece, e))?;
+            if self.waits.fetch_add(1, Ordering::Relaxed) < PATIENT_REREADS {
+                std::thread::park_timeout(REREAD_AFTER);
+            }
+            let read = file
+                .read_at(&mut again, at)
+                .map_err(|e| unreadable(piece, e))?;
             // Truncated meanwhile: the server has no use for this page any more, and replay says so too.
             if read < PAGE_SIZE {
                 return Ok(None);

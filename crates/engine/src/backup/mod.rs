@@ -12,14 +12,15 @@ mod source;
 mod summary;
 mod wal;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use leeward_pgformat::control_file::{ControlFile, DbState};
-use leeward_pgformat::{BackupLabel, TimelineId};
+use leeward_pgformat::{BackupLabel, TablespaceMap, TimelineId};
 use leeward_postgres::backup_session::{BackupFrom, BackupSession, BackupStop, Position};
 use leeward_postgres::configuration_files::{OutsideFiles, outside_files};
 use leeward_postgres::connection::Connection;
@@ -35,6 +36,7 @@ use leeward_repository::lease::Lease;
 use leeward_repository::manifest::{Content, FileKind, FileRecord, ManifestWriter};
 use leeward_repository::store::Store;
 use leeward_repository::summary::BackupSummary;
+use leeward_repository::url::RepositoryUrl;
 
 pub use collect::DamagedFile;
 
@@ -52,6 +54,9 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Copiers at most, whatever the number of cores: each holds some 4 MiB.
 const MAX_COPIERS: usize = 24;
+
+/// The server notes its start in `postmaster.pid` and, a little later, for `pg_postmaster_start_time`.
+const START_TIMES_DIFFER_S: i64 = 60;
 
 /// What a backup is to be.
 #[derive(Clone, Debug)]
@@ -104,7 +109,8 @@ pub fn backup(
         .map_err(|e| Error::failed("could not read the control file").because(e))?;
     let mut connection = connect(options, &directory)?;
     let facts = ServerFacts::read(&mut connection).map_err(Error::from)?;
-    check_same_server(&facts, &control, &directory)?;
+    check_same_server(&mut connection, &facts, &control, &directory)?;
+    check_repository_outside(store, &directory)?;
     facts.check_supported().map_err(Error::from)?;
     options.from.check_server(&facts)?;
     facts.check_privileges().map_err(Error::from)?;
@@ -160,6 +166,7 @@ fn connect(options: &BackupOptions, directory: &DataDirectory) -> Result<Connect
 
 /// A primary and its standby on one host have the same system identifier, so the directory itself is compared as well.
 fn check_same_server(
+    connection: &mut Connection,
     facts: &ServerFacts,
     control: &ControlFile,
     directory: &DataDirectory,
@@ -187,10 +194,49 @@ fn check_same_server(
             return Err(wrong(format!("it runs on \"{}\"", served.display())));
         }
     }
-    match PostmasterPid::read(directory.path())? {
-        Some(pid) if pid.is_alive() => Ok(()),
-        _ => Err(wrong("no server is running on the directory".to_owned())),
+    let pid = match PostmasterPid::read(directory.path())? {
+        Some(pid) if pid.is_alive() => pid,
+        _ => return Err(wrong("no server is running on the directory".to_owned())),
+    };
+    if facts.data_directory.is_none() {
+        // What every role may ask.
+        let rows = connection.query(
+            "SELECT current_setting('port'), extract(epoch FROM pg_postmaster_start_time())::bigint",
+            &[],
+        )?;
+        let (port, started): (u16, i64) = (rows.parse(0, 0)?, rows.parse(0, 1)?);
+        if port != pid.port {
+            return Err(wrong(format!(
+                "it listens on port {port}, the directory's server on {}",
+                pid.port
+            )));
+        }
+        if (started - pid.start_time_seconds).abs() > START_TIMES_DIFFER_S {
+            return Err(wrong("it was started at another time".to_owned()));
+        }
     }
+    Ok(())
+}
+
+/// A backup does not contain itself.
+fn check_repository_outside(store: &Arc<dyn Store>, directory: &DataDirectory) -> Result<()> {
+    let RepositoryUrl::Local(path) = store.location() else {
+        return Ok(());
+    };
+    let existing = path
+        .ancestors()
+        .find_map(|place| std::fs::canonicalize(place).ok());
+    if existing.is_some_and(|place| place.starts_with(directory.path())) {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            format!(
+                "the repository \"{}\" lies inside the data directory",
+                path.display()
+            ),
+        )
+        .hint("Put it on another file system, or at least beside the data directory."));
+    }
+    Ok(())
 }
 
 /// One backup under way.
@@ -224,7 +270,7 @@ impl Run<'_> {
             self.store.as_ref(),
             &layout::manifest(&self.options.cluster, self.id)?,
         )
-        .map_err(|e| Error::failed("could not begin the manifest").because(e))?;
+        .map_err(|e| repository::doing("could not begin the manifest", e))?;
 
         (self.observe)(Event::Phase(Phase::Copying));
         let rules = PageRules {
@@ -269,17 +315,19 @@ impl Run<'_> {
             &to,
             self.observe,
         )?;
+        // A slot that was lost meanwhile may have let the server recycle what was being read.
+        session.position()?;
         session.finish()?;
 
         (self.observe)(Event::Phase(Phase::Committing));
         for record in &records {
             manifest
                 .add_wal(record)
-                .map_err(|e| Error::failed("could not write the manifest").because(e))?;
+                .map_err(|e| repository::doing("could not write the manifest", e))?;
         }
         let manifest = manifest
             .finish(&collected.packs)
-            .map_err(|e| Error::failed("could not store the manifest").because(e))?;
+            .map_err(|e| repository::doing("could not store the manifest", e))?;
         let damaged = std::mem::take(&mut collected.damaged);
         let summary = summary::summary(&summary::Parts {
             run: self,
@@ -307,13 +355,37 @@ impl Run<'_> {
         })?;
         self.cluster
             .commit(&summary)
-            .map_err(|e| Error::failed("could not commit the backup").because(e))?;
+            .map_err(|e| repository::doing("could not commit the backup", e))?;
+        // Whoever took the lease over between these two may have removed our packs as left behind.
+        if let Err(e) = lease.still_held() {
+            self.cluster.remove(self.id)?;
+            return Err(Error::new(ErrorKind::Held, "the lease on this cluster was lost while the backup was committed, so it was taken back").because(e));
+        }
+        self.tell_new_tablespaces(&stop, &summary);
         Ok(BackupOutcome {
             summary,
             damaged,
             before,
             after,
         })
+    }
+
+    /// A tablespace made while the backup ran is in it, but replay makes its link anew, to its original place.
+    fn tell_new_tablespaces(&self, stop: &BackupStop, summary: &BackupSummary) {
+        let map = TablespaceMap::parse(stop.tablespace_map.as_deref().unwrap_or_default())
+            .unwrap_or_default();
+        for tablespace in summary.tablespaces.iter().filter(|t| !t.in_place) {
+            if !map
+                .entries
+                .iter()
+                .any(|entry| entry.tablespace == tablespace.oid)
+            {
+                (self.observe)(Event::Notice(format!(
+                    "Tablespace {} at \"{}\" was created while the backup ran. This backup can only be restored where that place is free; take another one.",
+                    tablespace.oid, tablespace.path
+                )));
+            }
+        }
     }
 
     fn outside(&self, facts: &ServerFacts) -> OutsideFiles {
@@ -371,6 +443,7 @@ impl Run<'_> {
             rules,
             horizon: &horizon,
             compression: self.options.compression,
+            waits: AtomicU32::new(0),
         };
         std::thread::scope(|scope| {
             let planner = Planner::new(
@@ -380,12 +453,18 @@ impl Run<'_> {
                 batches,
                 permits,
                 &is_stopped,
+                self.observe,
             );
             let planner = scope.spawn(move || planner.run());
             scope.spawn(|| self.estimate(&is_stopped));
             for _ in 0..copiers {
                 let (copier, work, results) = (&copier, work.clone(), results.clone());
-                scope.spawn(move || copier.run(&work, &results));
+                scope.spawn(move || {
+                    // The collector waits for every batch: one that is lost has to be told of.
+                    if catch_unwind(AssertUnwindSafe(|| copier.run(&work, &results))).is_err() {
+                        let _ = results.send(Err(Error::failed("a copier ended unexpectedly")));
+                    }
+                });
             }
             drop((work, results));
             let finisher = scope.spawn(move || finish_packs(&finishing));
@@ -523,7 +602,7 @@ impl Run<'_> {
         };
         manifest
             .add_file(&record)
-            .map_err(|e| Error::failed("could not write the manifest").because(e))
+            .map_err(|e| repository::doing("could not write the manifest", e))
     }
 
     /// The timeline of the stop LSN. A standby that followed its primary to a new timeline says so in its control file.

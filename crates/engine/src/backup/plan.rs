@@ -3,7 +3,7 @@
 
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
@@ -16,6 +16,7 @@ use leeward_repository::manifest::{Content, FileKind, FileRecord};
 
 use super::source::{Batch, Piece, Source};
 use crate::error::{Error, Result};
+use crate::event::{Event, Observer};
 
 /// As many pieces as one batch takes, so that a hundred thousand empty files do not become one message.
 const MAX_PIECES: usize = 1024;
@@ -71,6 +72,7 @@ pub(super) struct Planner<'a> {
     pub batches: Sender<Batch>,
     pub permits: Permits,
     pub stopped: &'a (dyn Fn() -> bool + Sync),
+    pub observe: Observer<'a>,
     pending: Vec<Piece>,
     pending_bytes: usize,
     sequence: u64,
@@ -84,6 +86,7 @@ impl<'a> Planner<'a> {
         batches: Sender<Batch>,
         permits: Permits,
         stopped: &'a (dyn Fn() -> bool + Sync),
+        observe: Observer<'a>,
     ) -> Self {
         Self {
             directory,
@@ -92,6 +95,7 @@ impl<'a> Planner<'a> {
             batches,
             permits,
             stopped,
+            observe,
             pending: Vec::new(),
             pending_bytes: 0,
             sequence: 0,
@@ -152,6 +156,17 @@ impl<'a> Planner<'a> {
         (owner != self.owner).then_some(owner)
     }
 
+    /// A linked directory that is none of PostgreSQL's own stays a link; what it leads to is not in the backup.
+    fn tell_link(&self, path: &Path, target: &Path) {
+        if !path.starts_with("pg_tblspc") {
+            (self.observe)(Event::Notice(format!(
+                "\"{}\" is a link to \"{}\" and is stored as a link; what it leads to is not part of the backup.",
+                path.display(),
+                target.display()
+            )));
+        }
+    }
+
     fn entry(&mut self, entry: Entry) -> Option<()> {
         let (kind, size) = match entry.kind {
             EntryKind::File { size_bytes } => (
@@ -162,12 +177,15 @@ impl<'a> Planner<'a> {
                 size_bytes,
             ),
             EntryKind::Directory => (FileKind::Directory, 0),
-            EntryKind::Symlink { target } => (
-                FileKind::Symlink {
-                    target: target.into_os_string().into_encoded_bytes(),
-                },
-                0,
-            ),
+            EntryKind::Symlink { target } => {
+                self.tell_link(&entry.path, &target);
+                (
+                    FileKind::Symlink {
+                        target: target.into_os_string().into_encoded_bytes(),
+                    },
+                    0,
+                )
+            }
         };
         let segment = match entry.class {
             FileClass::Relation(segment) => Some(segment),
@@ -181,7 +199,12 @@ impl<'a> Planner<'a> {
             mtime: entry.modified_s,
             damaged: Vec::new(),
         };
-        self.add(record, self.directory.path().join(&entry.path), segment, size)
+        self.add(
+            record,
+            self.directory.path().join(&entry.path),
+            segment,
+            size,
+        )
     }
 
     /// Cuts one source into pieces. A file larger than a frame starts at a frame of its own and fills whole frames; small

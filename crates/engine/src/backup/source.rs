@@ -28,16 +28,36 @@ pub(super) struct Source {
 
 impl Source {
     /// A source that comes in one piece, or in several.
-    pub(super) fn new(record: FileRecord, absolute: PathBuf, segment: Option<RelationSegment>, several: bool) -> Self {
-        Self { record, absolute, segment, shared: several.then(OnceLock::new) }
+    pub(super) fn new(
+        record: FileRecord,
+        absolute: PathBuf,
+        segment: Option<RelationSegment>,
+        several: bool,
+    ) -> Self {
+        Self {
+            record,
+            absolute,
+            segment,
+            shared: several.then(OnceLock::new),
+        }
     }
 
     /// Calls `read` with the open file, or with `None` when it is gone.
-    pub(super) fn with_file<T>(&self, read: impl FnOnce(Option<&SourceFile>) -> crate::error::Result<T>) -> crate::error::Result<T> {
-        let open = || SourceFile::open(&self.absolute).map_err(|e: DataDirectoryError| e.to_string());
+    pub(super) fn with_file<T>(
+        &self,
+        read: impl FnOnce(Option<&SourceFile>) -> crate::error::Result<T>,
+    ) -> crate::error::Result<T> {
+        let open =
+            || SourceFile::open(&self.absolute).map_err(|e: DataDirectoryError| e.to_string());
         match &self.shared {
             None => read(open().map_err(Error::failed)?.as_ref()),
-            Some(shared) => read(shared.get_or_init(open).as_ref().map_err(|text| Error::failed(text.clone()))?.as_ref()),
+            Some(shared) => read(
+                shared
+                    .get_or_init(open)
+                    .as_ref()
+                    .map_err(|text| Error::failed(text.clone()))?
+                    .as_ref(),
+            ),
         }
     }
 }
@@ -52,6 +72,14 @@ pub(super) struct Piece {
     pub length: usize,
     /// The last piece of its source.
     pub last: bool,
+}
+
+impl Piece {
+    /// A file that is not a relation segment and comes in one piece is read to its end, should it have been replaced by a
+    /// longer one since the walk saw it: half a configuration file keeps a server from starting.
+    pub(super) fn may_grow(&self) -> bool {
+        self.source.segment.is_none() && self.offset == 0 && self.last && self.length > 0
+    }
 }
 
 /// What goes into one frame, at most.

@@ -11,7 +11,7 @@ use leeward_postgres::server_facts::{Role, ServerFacts};
 use leeward_repository::manifest::{ManifestInfo, WalRecord};
 use leeward_repository::summary::{
     BackupFrom, BackupSummary, DamagedRelation, FORMAT_VERSION, Lag, ManifestSummary, Owner,
-    ReplayLag, TablespaceSummary, WalSummary,
+    ReplayLag, WalSummary,
 };
 
 use super::Run;
@@ -118,7 +118,7 @@ pub(super) fn summary(parts: &Parts<'_>) -> Result<BackupSummary> {
             size_bytes: parts.manifest.size,
             hash: parts.manifest.hash,
         },
-        tablespaces: tablespaces(run),
+        tablespaces: parts.collected.tablespaces.clone(),
         data_directory: run.directory.path().display().to_string(),
         wal_directory: std::fs::read_link(run.directory.path().join("pg_wal"))
             .ok()
@@ -152,29 +152,6 @@ fn damaged_relation(file: &DamagedFile) -> DamagedRelation {
         relation: file.path.clone(),
         blocks: file.blocks.iter().map(|(block, _)| block.0).collect(),
     }
-}
-
-/// The tablespaces as they lie on disk, which is what is restored.
-fn tablespaces(run: &Run<'_>) -> Vec<TablespaceSummary> {
-    let folder = run.directory.path().join("pg_tblspc");
-    let mut found: Vec<TablespaceSummary> = std::fs::read_dir(&folder)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| {
-            let oid = entry.file_name().to_str()?.parse().ok()?;
-            let link = std::fs::read_link(entry.path()).ok();
-            let in_place = link.is_none();
-            let path = link.unwrap_or_else(|| entry.path()).display().to_string();
-            Some(TablespaceSummary {
-                oid,
-                path,
-                in_place,
-            })
-        })
-        .collect();
-    found.sort_by_key(|tablespace| tablespace.oid);
-    found
 }
 
 /// The name that `/etc/passwd` or `/etc/group` has for an id. Users of directories elsewhere go by their number.

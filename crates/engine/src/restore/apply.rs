@@ -3,8 +3,8 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use crossbeam_channel::Receiver;
@@ -13,7 +13,7 @@ use leeward_pgformat::page::is_zero;
 use leeward_repository::codec::Decompressor;
 use leeward_repository::store::Store;
 
-use super::target::could_not;
+use super::target::{Target, could_not};
 use crate::error::Result;
 use crate::event::{Event, Observer};
 use crate::frames::{Pack, decode};
@@ -136,13 +136,21 @@ pub(super) struct Worker<'a> {
     pub observe: Observer<'a>,
     /// Bytes written since the beginning, for the syncer.
     pub written: &'a AtomicU64,
+    /// Set by the first failure: the others need not go on.
+    pub stopped: &'a AtomicBool,
 }
 
 impl Worker<'_> {
     pub(super) fn run(&self, jobs: &Receiver<Job>) -> Result<()> {
         let mut decompressor = Decompressor::new();
         for job in jobs {
-            self.apply(&job, &mut decompressor)?;
+            if self.stopped.load(Ordering::Relaxed) {
+                break;
+            }
+            if let Err(e) = self.apply(&job, &mut decompressor) {
+                self.stopped.store(true, Ordering::Relaxed);
+                return Err(e);
+            }
         }
         Ok(())
     }
@@ -179,8 +187,28 @@ impl Worker<'_> {
     }
 }
 
-/// Opens a directory to sync its file system.
-pub(super) fn sync_file_system(path: &Path) -> Result<()> {
-    let directory = File::open(path).map_err(|e| could_not("open", path, e))?;
-    rustix::fs::syncfs(&directory).map_err(|e| could_not("sync the file system of", path, e.into()))
+/// The file systems written to, held open from before the first write: an error of writing back is told once to each that
+/// was open when it happened.
+#[derive(Debug)]
+pub(super) struct FileSystems(Vec<(PathBuf, File)>);
+
+impl FileSystems {
+    pub(super) fn open(target: &Target) -> Result<Self> {
+        let places = [&target.path]
+            .into_iter()
+            .chain(target.tablespaces.values());
+        let opened = places.map(|place| match File::open(place) {
+            Ok(directory) => Ok((place.clone(), directory)),
+            Err(e) => Err(could_not("open", place, e)),
+        });
+        Ok(Self(opened.collect::<Result<_>>()?))
+    }
+
+    /// Makes everything on them durable (`syncfs`, which tells of errors since Linux 5.8).
+    pub(super) fn sync(&self) -> Result<()> {
+        self.0.iter().try_for_each(|(place, directory)| {
+            rustix::fs::syncfs(directory)
+                .map_err(|e| could_not("sync the file system of", place, e.into()))
+        })
+    }
 }

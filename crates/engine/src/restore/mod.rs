@@ -8,10 +8,11 @@ mod target;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+use leeward_pgformat::TablespaceMap;
 use leeward_repository::catalog::Cluster;
 use leeward_repository::file_path::FilePath;
 use leeward_repository::layout;
@@ -24,7 +25,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer, Phase};
 use crate::frames::Packs;
 use crate::repository;
-use apply::{Worker, sync_file_system};
+use apply::{FileSystems, Worker};
 use plan::{Planner, SetAside};
 use target::{LinkedTablespace, Target};
 
@@ -76,11 +77,12 @@ pub fn restore(
     let cluster = repository::open(store, options.cluster.as_deref())?;
     let summary = cluster.resolve(&options.backup)?;
     let manifest = open_manifest(store, &cluster, &summary)?;
-    let linked = linked_tablespaces(&summary);
+    let linked = linked_tablespaces(&manifest, &summary)?;
     let target = Target::check(&options.to, &linked, &options.tablespaces)?;
     let control_file = control_file(&manifest, &summary)?;
     check_space(&target, &summary)?;
-    target.prepare(&control_file)?;
+    let mark = target.prepare(&control_file)?;
+    let file_systems = FileSystems::open(&target)?;
 
     observe(Event::Phase(Phase::Restoring));
     observe(Event::Total(summary.size_bytes));
@@ -91,6 +93,7 @@ pub fn restore(
         &manifest,
         &target,
         options,
+        &file_systems,
         observe,
     )?;
     finish::write_wal(
@@ -100,7 +103,8 @@ pub fn restore(
         &aside.wal,
         &target,
     )?;
-    let notes = complete(&target, &aside, &summary, observe)?;
+    let notes = complete(&target, &aside, &summary, &file_systems, observe)?;
+    mark.complete()?;
     Ok(RestoreOutcome {
         summary,
         data_directory: target.path,
@@ -123,33 +127,53 @@ pub(crate) fn open_manifest(
     )?)
 }
 
-fn linked_tablespaces(summary: &BackupSummary) -> Vec<LinkedTablespace> {
+fn linked_tablespaces(
+    manifest: &ManifestReader,
+    summary: &BackupSummary,
+) -> Result<Vec<LinkedTablespace>> {
+    let map = inline(manifest, b"tablespace_map")?.unwrap_or_default();
+    let map = TablespaceMap::parse(&map).map_err(|e| {
+        Error::new(
+            ErrorKind::Damaged,
+            "could not make sense of the tablespace map",
+        )
+        .because(e)
+    })?;
     let linked = summary
         .tablespaces
         .iter()
         .filter(|tablespace| !tablespace.in_place);
-    linked
+    Ok(linked
         .map(|tablespace| LinkedTablespace {
             name: tablespace.oid.to_string(),
             location: PathBuf::from(&tablespace.path),
+            made_by_replay: !map
+                .entries
+                .iter()
+                .any(|entry| entry.tablespace == tablespace.oid),
         })
-        .collect()
+        .collect())
 }
 
-fn control_file(manifest: &ManifestReader, summary: &BackupSummary) -> Result<Vec<u8>> {
-    let record = manifest.find(&FilePath::in_data_directory(
-        b"global/pg_control".as_slice(),
-    ))?;
-    match record.map(|record| record.kind) {
+/// A small file that the manifest itself holds.
+fn inline(manifest: &ManifestReader, path: &[u8]) -> Result<Option<Vec<u8>>> {
+    let record = manifest.find(&FilePath::in_data_directory(path))?;
+    Ok(match record.map(|record| record.kind) {
         Some(FileKind::File {
             content: Content::Inline(bytes),
             ..
-        }) => Ok(bytes),
-        _ => Err(Error::new(
+        }) => Some(bytes),
+        _ => None,
+    })
+}
+
+fn control_file(manifest: &ManifestReader, summary: &BackupSummary) -> Result<Vec<u8>> {
+    inline(manifest, b"global/pg_control")?.ok_or_else(|| {
+        Error::new(
             ErrorKind::Damaged,
             format!("the manifest of backup {} has no control file", summary.id),
-        )),
-    }
+        )
+    })
 }
 
 fn check_space(target: &Target, summary: &BackupSummary) -> Result<()> {
@@ -181,6 +205,7 @@ fn write_files(
     manifest: &ManifestReader,
     target: &Target,
     options: &RestoreOptions,
+    file_systems: &FileSystems,
     observe: Observer<'_>,
 ) -> Result<(SetAside, u64)> {
     let workers = options
@@ -188,12 +213,14 @@ fn write_files(
         .unwrap_or_else(|| default_workers(store.location()))
         .max(1);
     let written = AtomicU64::new(0);
+    let stopped = AtomicBool::new(false);
     let (jobs, work) = bounded(workers);
     let (finished, ended) = bounded::<()>(0);
     let worker = Worker {
         store: store.as_ref(),
         observe,
         written: &written,
+        stopped: &stopped,
     };
     let aside = std::thread::scope(|scope| {
         let packs = Packs::new(store.as_ref(), cluster, &summary.id, manifest.sources());
@@ -206,7 +233,7 @@ fn write_files(
             })
             .collect();
         drop(work);
-        let syncer = scope.spawn(|| keep_syncing(&target.path, &written, &ended));
+        let syncer = scope.spawn(|| keep_syncing(file_systems, &written, &ended));
         let mut failure = None;
         for worker in workers {
             // The others end with the jobs; the first failure is the one to tell.
@@ -241,7 +268,11 @@ fn default_workers(location: &RepositoryUrl) -> usize {
 }
 
 /// Syncs the target's file system whenever enough has been written, until the workers have ended.
-fn keep_syncing(path: &Path, written: &AtomicU64, ended: &Receiver<()>) -> Result<()> {
+fn keep_syncing(
+    file_systems: &FileSystems,
+    written: &AtomicU64,
+    ended: &Receiver<()>,
+) -> Result<()> {
     let mut synced = 0;
     loop {
         match ended.recv_deadline(Instant::now() + Duration::from_millis(50)) {
@@ -250,7 +281,7 @@ fn keep_syncing(path: &Path, written: &AtomicU64, ended: &Receiver<()>) -> Resul
         }
         let now = written.load(Ordering::Relaxed);
         if now - synced >= SYNC_EVERY_BYTES {
-            sync_file_system(path)?;
+            file_systems.sync()?;
             synced = now;
         }
     }
@@ -261,6 +292,7 @@ fn complete(
     target: &Target,
     aside: &SetAside,
     summary: &BackupSummary,
+    file_systems: &FileSystems,
     observe: Observer<'_>,
 ) -> Result<Vec<String>> {
     let label = aside.backup_label.as_ref().ok_or_else(|| {
@@ -284,16 +316,13 @@ fn complete(
         let mut roots: Vec<&Path> = vec![&target.path];
         roots.extend(target.tablespaces.values().map(PathBuf::as_path));
         finish::give_to(owner, &roots)?;
+        aside.set_other_owners()?;
         if owner.0 == 0 {
             notes.push("Its files belong to root, as in the backup, and PostgreSQL does not run as root: chown them first.".to_owned());
         }
     }
     observe(Event::Phase(Phase::Syncing));
-    sync_file_system(&target.path)?;
-    for place in target.tablespaces.values() {
-        sync_file_system(place)?;
-    }
-    target.complete()?;
+    file_systems.sync()?;
     Ok(notes)
 }
 

@@ -32,6 +32,8 @@ pub(super) struct SetAside {
     pub wal: Vec<WalRecord>,
     /// Directories whose mode is set when everything in them is written.
     directories: Vec<(PathBuf, u32)>,
+    /// What belonged to somebody other than the data directory's owner.
+    owners: Vec<(PathBuf, (u32, u32))>,
 }
 
 pub(super) struct Planner<'a> {
@@ -96,6 +98,9 @@ impl<'a> Planner<'a> {
             }
         };
         let place = self.target.place(&relative);
+        if let Some(owner) = record.owner {
+            self.aside.owners.push((place.clone(), owner));
+        }
         match record.kind {
             FileKind::Directory => {
                 self.directory(&place)?;
@@ -221,6 +226,14 @@ fn continues(job: &Job, pack: &Arc<Pack>, frame: u32) -> bool {
 }
 
 impl SetAside {
+    /// Gives back what belonged to others; only root can.
+    pub(super) fn set_other_owners(&self) -> Result<()> {
+        self.owners.iter().try_for_each(|(path, (user, group))| {
+            std::os::unix::fs::lchown(path, Some(*user), Some(*group))
+                .map_err(|e| could_not("change the owner of", path, e))
+        })
+    }
+
     /// Gives every directory the mode it had. A directory made by us has 0700.
     pub(super) fn set_directory_modes(&self) -> Result<()> {
         for (path, mode) in self.directories.iter().filter(|(_, mode)| *mode != 0o700) {

@@ -7,8 +7,11 @@
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -33,6 +36,8 @@ pub(super) struct LinkedTablespace {
     pub name: String,
     /// Where it lay on the server that was backed up.
     pub location: PathBuf,
+    /// Made while the backup ran: replay makes its link anew, to its original place.
+    pub made_by_replay: bool,
 }
 
 impl Target {
@@ -61,6 +66,8 @@ impl Target {
                 }));
             }
         }
+        // A link to a directory is followed once, here.
+        let path = fs::canonicalize(&path).unwrap_or(path);
         let leftovers = match occupied(&path)? {
             None => false,
             Some(_) if is_cut_short(&path) => true,
@@ -73,10 +80,18 @@ impl Target {
         let mut tablespaces: BTreeMap<String, PathBuf> = BTreeMap::new();
         for tablespace in linked {
             let mapped = mapping.iter().find(|(old, _)| *old == tablespace.location);
+            if tablespace.made_by_replay && mapped.is_some() {
+                return Err(Error::new(
+                    ErrorKind::Usage,
+                    format!("tablespace {} cannot be given another place: it was created while the backup ran, and replay puts it back", tablespace.name),
+                )
+                .hint("Restore another backup, or this one on a machine where its place is free."));
+            }
             let place = mapped.map_or(&tablespace.location, |(_, new)| new);
             let place = std::path::absolute(place).map_err(|e| {
                 Error::new(ErrorKind::Usage, "could not resolve --tablespace").because(e)
             })?;
+            let place = fs::canonicalize(&place).unwrap_or(place);
             let ours = leftovers
                 && fs::read_link(path.join("pg_tblspc").join(&tablespace.name))
                     .is_ok_and(|to| to == place);
@@ -110,15 +125,15 @@ impl Target {
         })
     }
 
-    /// Makes the directory, empty but for the mark of an unfinished restore and the tablespaces' links.
-    pub(super) fn prepare(&self, control_file: &[u8]) -> Result<()> {
+    /// Makes the directory, empty but for the mark of an unfinished restore and the tablespaces' links. The mark is locked
+    /// while it is being worked on, so that a second restore into the same directory does not clear this one away.
+    pub(super) fn prepare(&self, control_file: &[u8]) -> Result<Mark> {
+        make_private(&self.path)?;
+        make_directory(&self.path.join("global"))?;
+        let mark = Mark::take(&self.path, control_file)?;
         if self.leftovers {
             self.clear()?;
         }
-        make_directory(&self.path)?;
-        make_directory(&self.path.join("global"))?;
-        let mark = self.path.join(RESTORING);
-        write_durably(&mark, control_file)?;
         sync_directory(&self.path.join("global"))?;
         sync_directory(&self.path)?;
         if let Some(parent) = self.path.parent() {
@@ -136,24 +151,14 @@ impl Target {
                 Err(e) => return Err(could_not("link", &link, e)),
             }
             sync_directory(&self.path.join("pg_tblspc"))?;
-            make_directory(place)?;
+            make_private(place)?;
         }
-        Ok(())
+        Ok(mark)
     }
 
     /// Where a path of the backup's data directory goes.
     pub(super) fn place(&self, relative: &Path) -> PathBuf {
         self.path.join(relative)
-    }
-
-    /// The last act of a restore: one rename, durable when this returns.
-    pub(super) fn complete(&self) -> Result<()> {
-        let (mark, control) = (self.path.join(RESTORING), self.path.join(CONTROL));
-        File::open(&mark)
-            .and_then(|file| file.sync_all())
-            .map_err(|e| could_not("sync", &mark, e))?;
-        fs::rename(&mark, &control).map_err(|e| could_not("rename", &mark, e))?;
-        sync_directory(&self.path.join("global"))
     }
 
     /// Takes an unfinished restore away, its mark last of all.
@@ -173,6 +178,52 @@ impl Target {
         )?;
         empty(&self.path, &[Path::new("global"), Path::new("pg_tblspc")])?;
         empty(&self.path.join("pg_tblspc"), &[])
+    }
+}
+
+/// The mark of a restore under way: `global/pg_control` under the name it has until everything else is there.
+#[derive(Debug)]
+pub(super) struct Mark {
+    data: PathBuf,
+    file: File,
+}
+
+impl Mark {
+    fn take(data: &Path, control_file: &[u8]) -> Result<Self> {
+        let path = data.join(RESTORING);
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|e| could_not("create", &path, e))?;
+        rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(
+            |e| match e {
+                Errno::WOULDBLOCK => refused(data, "another restore into it is running"),
+                other => could_not("lock", &path, other.into()),
+            },
+        )?;
+        let write = || -> io::Result<()> {
+            file.set_len(0)?;
+            (&file).write_all(control_file)?;
+            file.sync_all()
+        };
+        write().map_err(|e| could_not("write", &path, e))?;
+        Ok(Self {
+            data: data.to_owned(),
+            file,
+        })
+    }
+
+    /// The last act of a restore: one rename, durable when this returns.
+    pub(super) fn complete(self) -> Result<()> {
+        let (mark, control) = (self.data.join(RESTORING), self.data.join(CONTROL));
+        self.file
+            .sync_all()
+            .map_err(|e| could_not("sync", &mark, e))?;
+        fs::rename(&mark, &control).map_err(|e| could_not("rename", &mark, e))?;
+        sync_directory(&self.data.join("global"))
     }
 }
 
@@ -259,6 +310,13 @@ pub(super) fn make_directory(path: &Path) -> Result<()> {
         .mode(0o700)
         .create(path)
         .map_err(|e| could_not("make directory", path, e))
+}
+
+/// Makes a directory of its own for PostgreSQL, which insists on its mode; it may exist, empty.
+fn make_private(path: &Path) -> Result<()> {
+    make_directory(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+        .map_err(|e| could_not("set the mode of", path, e))
 }
 
 /// Writes a small file whole and syncs it.
