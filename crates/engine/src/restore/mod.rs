@@ -83,19 +83,23 @@ pub fn restore(
     check_space(&target, &summary)?;
     let mark = target.prepare(&control_file)?;
     let file_systems = FileSystems::open(&target)?;
+    let run = Run {
+        store,
+        cluster: cluster.name(),
+        summary: &summary,
+        manifest: &manifest,
+        target: &target,
+        file_systems,
+        observe,
+    };
 
     observe(Event::Phase(Phase::Restoring));
     observe(Event::Total(summary.size_bytes));
-    let (aside, written_bytes) = write_files(
-        store,
-        cluster.name(),
-        &summary,
-        &manifest,
-        &target,
-        options,
-        &file_systems,
-        observe,
-    )?;
+    let workers = options
+        .threads
+        .unwrap_or_else(|| default_workers(store.location()))
+        .max(1);
+    let (aside, written_bytes) = run.write_files(workers)?;
     finish::write_wal(
         store.as_ref(),
         cluster.name(),
@@ -103,7 +107,7 @@ pub fn restore(
         &aside.wal,
         &target,
     )?;
-    let notes = complete(&target, &aside, &summary, &file_systems, observe)?;
+    let notes = run.complete(&aside)?;
     mark.complete()?;
     Ok(RestoreOutcome {
         summary,
@@ -111,6 +115,108 @@ pub fn restore(
         written_bytes,
         notes,
     })
+}
+
+/// One restore under way.
+struct Run<'a> {
+    store: &'a Arc<dyn Store>,
+    cluster: &'a str,
+    summary: &'a BackupSummary,
+    manifest: &'a ManifestReader,
+    target: &'a Target,
+    file_systems: FileSystems,
+    observe: Observer<'a>,
+}
+
+impl Run<'_> {
+    /// Writes every file of the manifest but those set aside; returns them, and the bytes written.
+    fn write_files(&self, workers: usize) -> Result<(SetAside, u64)> {
+        let written = AtomicU64::new(0);
+        let stopped = AtomicBool::new(false);
+        let (jobs, work) = bounded(workers);
+        let (finished, ended) = bounded::<()>(0);
+        let store = self.store.as_ref();
+        let worker = Worker {
+            store,
+            observe: self.observe,
+            written: &written,
+            stopped: &stopped,
+        };
+        let aside = std::thread::scope(|scope| {
+            let packs = Packs::new(
+                store,
+                self.cluster,
+                &self.summary.id,
+                self.manifest.sources(),
+            );
+            let planner = Planner::new(self.target, packs, jobs, self.observe);
+            let planner = scope.spawn(move || planner.run(self.manifest));
+            let workers: Vec<_> = (0..workers)
+                .map(|_| {
+                    let (worker, work) = (&worker, work.clone());
+                    scope.spawn(move || worker.run(&work))
+                })
+                .collect();
+            drop(work);
+            let syncer = scope.spawn(|| keep_syncing(&self.file_systems, &written, &ended));
+            let mut failure = None;
+            for worker in workers {
+                // The first failure is the one to tell.
+                if let Err(e) = joined(worker.join()) {
+                    failure.get_or_insert(e);
+                }
+            }
+            let aside = joined(planner.join());
+            drop(finished);
+            let synced = joined(syncer.join());
+            match failure {
+                Some(e) => Err(e),
+                None => synced.and(aside),
+            }
+        })?;
+        Ok((aside, written.load(Ordering::Relaxed)))
+    }
+
+    /// Everything between the last frame and the rename that makes the directory startable.
+    fn complete(&self, aside: &SetAside) -> Result<Vec<String>> {
+        let label = aside.backup_label.as_ref().ok_or_else(|| {
+            Error::new(
+                ErrorKind::Damaged,
+                format!(
+                    "the manifest of backup {} has no backup label",
+                    self.summary.id
+                ),
+            )
+        })?;
+        target::write_durably(&self.target.place(Path::new("backup_label")), label)?;
+        if let Some(map) = &aside.tablespace_map
+            && let Some(map) = finish::tablespace_map(map, self.target)?
+        {
+            target::write_durably(&self.target.place(Path::new("tablespace_map")), &map)?;
+        }
+        let settings =
+            finish::adopt_configuration(&self.target.path, &self.summary.configuration_files)?;
+        let mut notes = finish::collisions(&settings, &self.target.path);
+        finish::write_recovery(self.target, self.summary)?;
+        aside.set_directory_modes()?;
+        if rustix::process::geteuid().is_root() {
+            let owner = owner(&self.summary.owner);
+            let mut roots: Vec<&Path> = vec![&self.target.path];
+            roots.extend(self.target.tablespaces.values().map(PathBuf::as_path));
+            finish::give_to(owner, &roots)?;
+            aside.set_other_owners()?;
+            if owner.0 == 0 {
+                notes.push("Its files belong to root, as in the backup, and PostgreSQL does not run as root: chown them first.".to_owned());
+            }
+        }
+        (self.observe)(Event::Phase(Phase::Syncing));
+        self.file_systems.sync()?;
+        Ok(notes)
+    }
+}
+
+fn joined<T>(result: std::thread::Result<Result<T>>) -> Result<T> {
+    result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 pub(crate) fn open_manifest(
@@ -198,67 +304,6 @@ fn check_space(target: &Target, summary: &BackupSummary) -> Result<()> {
     Ok(())
 }
 
-fn write_files(
-    store: &Arc<dyn Store>,
-    cluster: &str,
-    summary: &BackupSummary,
-    manifest: &ManifestReader,
-    target: &Target,
-    options: &RestoreOptions,
-    file_systems: &FileSystems,
-    observe: Observer<'_>,
-) -> Result<(SetAside, u64)> {
-    let workers = options
-        .threads
-        .unwrap_or_else(|| default_workers(store.location()))
-        .max(1);
-    let written = AtomicU64::new(0);
-    let stopped = AtomicBool::new(false);
-    let (jobs, work) = bounded(workers);
-    let (finished, ended) = bounded::<()>(0);
-    let worker = Worker {
-        store: store.as_ref(),
-        observe,
-        written: &written,
-        stopped: &stopped,
-    };
-    let aside = std::thread::scope(|scope| {
-        let packs = Packs::new(store.as_ref(), cluster, &summary.id, manifest.sources());
-        let planner = Planner::new(target, packs, jobs, observe);
-        let planner = scope.spawn(move || planner.run(manifest));
-        let workers: Vec<_> = (0..workers)
-            .map(|_| {
-                let (worker, work) = (&worker, work.clone());
-                scope.spawn(move || worker.run(&work))
-            })
-            .collect();
-        drop(work);
-        let syncer = scope.spawn(|| keep_syncing(file_systems, &written, &ended));
-        let mut failure = None;
-        for worker in workers {
-            // The others end with the jobs; the first failure is the one to tell.
-            if let Err(e) = worker
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            {
-                failure.get_or_insert(e);
-            }
-        }
-        let aside = planner
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        drop(finished);
-        let synced = syncer
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        match failure {
-            Some(e) => Err(e),
-            None => synced.and(aside),
-        }
-    })?;
-    Ok((aside, written.load(Ordering::Relaxed)))
-}
-
 fn default_workers(location: &RepositoryUrl) -> usize {
     let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     match location {
@@ -285,45 +330,6 @@ fn keep_syncing(
             synced = now;
         }
     }
-}
-
-/// Everything between the last frame and the rename that makes the directory startable.
-fn complete(
-    target: &Target,
-    aside: &SetAside,
-    summary: &BackupSummary,
-    file_systems: &FileSystems,
-    observe: Observer<'_>,
-) -> Result<Vec<String>> {
-    let label = aside.backup_label.as_ref().ok_or_else(|| {
-        Error::new(
-            ErrorKind::Damaged,
-            format!("the manifest of backup {} has no backup label", summary.id),
-        )
-    })?;
-    target::write_durably(&target.place(Path::new("backup_label")), label)?;
-    if let Some(map) = &aside.tablespace_map
-        && let Some(map) = finish::tablespace_map(map, target)?
-    {
-        target::write_durably(&target.place(Path::new("tablespace_map")), &map)?;
-    }
-    let settings = finish::adopt_configuration(&target.path, &summary.configuration_files)?;
-    let mut notes = finish::collisions(&settings, &target.path);
-    finish::write_recovery(target, summary)?;
-    aside.set_directory_modes()?;
-    if rustix::process::geteuid().is_root() {
-        let owner = owner(&summary.owner);
-        let mut roots: Vec<&Path> = vec![&target.path];
-        roots.extend(target.tablespaces.values().map(PathBuf::as_path));
-        finish::give_to(owner, &roots)?;
-        aside.set_other_owners()?;
-        if owner.0 == 0 {
-            notes.push("Its files belong to root, as in the backup, and PostgreSQL does not run as root: chown them first.".to_owned());
-        }
-    }
-    observe(Event::Phase(Phase::Syncing));
-    file_systems.sync()?;
-    Ok(notes)
 }
 
 /// Who is to own what root restores: the user of that name here, else the number it had.
