@@ -1,4 +1,4 @@
-//! Reading a file without changing what the page cache holds.
+//! Reading and writing files without changing what the page cache holds.
 //!
 //! A backup reads every page once. Left to itself the kernel would keep what was just read and drop what the standby is
 //! working with. Linux 6.14 and newer drop behind the reader on request (`RWF_DONTCACHE`). Older kernels are asked in two
@@ -6,11 +6,11 @@
 //! (`POSIX_FADV_DONTNEED`), with the kernel's own read-ahead off so that nothing is fetched that is not given back.
 
 use std::fs::File;
-use std::io::{self, IoSliceMut};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use rustix::fs::{Advice, fadvise};
-use rustix::io::{Errno, ReadWriteFlags, preadv2};
+use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev2};
 
 /// `RWF_DONTCACHE` of include/uapi/linux/fs.h.
 const RWF_DONTCACHE: ReadWriteFlags = ReadWriteFlags::from_bits_retain(0x80);
@@ -89,4 +89,39 @@ fn give_back(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         fadvise(file, offset, Some(length), Advice::DontNeed)?;
     }
     Ok(read)
+}
+
+/// Whether writes that drop behind the writer have been refused (Linux before 6.14, or a file system without them).
+static WRITES_KEPT: AtomicBool = AtomicBool::new(false);
+
+/// Writes all of `bytes` at `offset`. Where the kernel can, writing back begins at once and the page cache keeps nothing, so
+/// that a restore neither pushes out what the machine works with nor leaves gigabytes for the last sync.
+///
+/// # Errors
+/// The system's.
+pub fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    let mut done = 0;
+    while done < bytes.len() {
+        let kept = WRITES_KEPT.load(Ordering::Relaxed);
+        let flags = if kept {
+            ReadWriteFlags::empty()
+        } else {
+            RWF_DONTCACHE
+        };
+        match pwritev2(
+            file,
+            &[IoSlice::new(&bytes[done..])],
+            offset + done as u64,
+            flags,
+        ) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => done += written,
+            Err(Errno::INTR) => {}
+            Err(Errno::OPNOTSUPP | Errno::INVAL | Errno::NOSYS) if !kept => {
+                WRITES_KEPT.store(true, Ordering::Relaxed)
+            }
+            Err(other) => return Err(other.into()),
+        }
+    }
+    Ok(())
 }

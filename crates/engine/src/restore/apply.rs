@@ -2,7 +2,7 @@
 //! manifest says. All-zero pages are left as holes.
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 use crossbeam_channel::Receiver;
 use leeward_pgformat::PAGE_SIZE;
 use leeward_pgformat::page::is_zero;
+use leeward_postgres::cache_neutral::write_all_at;
 use leeward_repository::codec::Decompressor;
 use leeward_repository::store::Store;
 
@@ -95,7 +96,7 @@ impl TargetFile {
                 }
                 end = next;
             }
-            file.write_all_at(&bytes[begin..end], offset + begin as u64)
+            write_all_at(file, &bytes[begin..end], offset + begin as u64)
                 .map_err(|e| could_not("write", &self.path, e))?;
             begin = end;
         }
