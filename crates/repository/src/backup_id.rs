@@ -3,7 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use jiff::{SignedDuration, Timestamp, civil};
 use rand::Rng;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -33,6 +34,25 @@ impl BackupId {
             now.strftime(TIME_FORMAT),
             tail.collect::<String>()
         ))
+    }
+
+    /// A new id for a backup that starts at `now`, later in order than `newest`: two that start within one second, or a
+    /// clock that was set back, must not make an older backup the latest.
+    #[must_use]
+    pub fn new_after(now: Timestamp, newest: Option<&BackupId>) -> Self {
+        let next = newest.and_then(|newest| {
+            newest
+                .time()?
+                .checked_add(SignedDuration::from_secs(1))
+                .ok()
+        });
+        Self::new(next.map_or(now, |next| next.max(now)))
+    }
+
+    /// The time in the id.
+    fn time(&self) -> Option<Timestamp> {
+        let time = civil::DateTime::strptime(TIME_FORMAT, self.0.split_once('-')?.0).ok()?;
+        Some(time.to_zoned(TimeZone::UTC).ok()?.timestamp())
     }
 
     /// The id as text.
@@ -83,5 +103,23 @@ impl<'de> Deserialize<'de> for BackupId {
         String::deserialize(deserializer)?
             .parse()
             .map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_follow_one_another_whatever_the_clock_says() {
+        let now: Timestamp = "2026-11-22T02:30:00.9Z".parse().expect("a time");
+        let mut newest: Option<BackupId> = None;
+        for clock in [now, now, now - SignedDuration::from_hours(5), now] {
+            let id = BackupId::new_after(clock, newest.as_ref());
+            assert!(newest.as_ref() < Some(&id), "{id} after {newest:?}");
+            newest = Some(id);
+        }
+        let later = BackupId::new_after(now + SignedDuration::from_hours(1), newest.as_ref());
+        assert!(later.as_str().starts_with("20261122T033000Z-"), "{later}");
     }
 }

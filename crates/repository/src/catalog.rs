@@ -303,6 +303,14 @@ impl Cluster {
         Ok(ids)
     }
 
+    /// A name for a backup that starts at `now`, later in order than every backup there is.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn new_backup_id(&self, now: Timestamp) -> Result<BackupId, RepositoryError> {
+        Ok(BackupId::new_after(now, self.folders()?.last()))
+    }
+
     /// The summary of one backup.
     ///
     /// # Errors

@@ -85,6 +85,9 @@ pub struct BackupSummary {
     /// Configuration files outside the data directory that were stored too.
     #[serde(default)]
     pub configuration_files: Vec<String>,
+    /// Which files the server takes its configuration from; absent in older backups.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configuration: Option<ConfigurationSummary>,
     /// How far the standby lagged before and after; absent on a primary.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replay_lag: Option<ReplayLag>,
@@ -92,6 +95,23 @@ pub struct BackupSummary {
     pub leeward_version: String,
     /// Who owns the data directory.
     pub owner: Owner,
+}
+
+/// The server's settings of these names: absolute paths, absent where the role may not see them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigurationSummary {
+    /// What takes the place of `postgresql.conf`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_file: Option<String>,
+    /// What takes the place of `pg_hba.conf`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hba_file: Option<String>,
+    /// What takes the place of `pg_ident.conf`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ident_file: Option<String>,
+    /// The data directory under the name that the server uses, which may lead there through links.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_directory: Option<String>,
 }
 
 /// The role of the server that was read.

@@ -125,7 +125,7 @@ pub fn backup(
     repository::remove_unfinished(&cluster, observe)?;
 
     observe(Event::Phase(Phase::Starting));
-    let id = BackupId::new(jiff_now());
+    let id = cluster.new_backup_id(jiff_now())?;
     let session = BackupSession::start(connection, &format!("leeward {id}"), options.from)
         .map_err(Error::from)?;
     let run = Run {
