@@ -54,7 +54,7 @@ fn check(major: u32) {
             pg_controldata(reference.data(), "Database cluster state"),
             "shut down"
         );
-        pg_checksums(reference.data());
+        pg_checksums(reference.data(), major);
     }
 
     // A damaged page is seen by the checks that other stories rely on.

@@ -3,10 +3,9 @@
 
 use std::fs;
 use std::path::Path;
-use std::thread::sleep;
 
 use leeward_tests::contents::{Fingerprint, fingerprint};
-use leeward_tests::deadline::{PATIENCE, wait_until};
+use leeward_tests::deadline::{PATIENCE, let_pass, wait_until};
 use leeward_tests::judgement::{cannot_start, start_restored};
 use leeward_tests::leeward::{Backup, Leeward, exit};
 use leeward_tests::pair::Pair;
@@ -39,7 +38,7 @@ fn kill_backups(major: u32) {
     for moment in 0..moments(major) {
         let before = leeward.listed();
         let running = leeward.spawn(&Leeward::backup_args(&pair.standby, &[]));
-        sleep(usual.mul_f64(random.random_range(0.0..1.0)));
+        let_pass(usual.mul_f64(random.random_range(0.0..1.0)));
         let outcome = running.kill();
         killed += u32::from(outcome.was_killed());
         for id in leeward.listed().iter().filter(|id| !before.contains(id)) {
@@ -105,7 +104,7 @@ fn kill_restores(major: u32) {
             "--to",
             to.to_str().expect("a path in UTF-8"),
         ]);
-        sleep(usual.mul_f64(random.random_range(0.0..1.0)));
+        let_pass(usual.mul_f64(random.random_range(0.0..1.0)));
         killed += u32::from(running.kill().was_killed());
         let mut server = Server::over(&story, &name, &to);
         server.set("autovacuum", "off");

@@ -6,7 +6,7 @@ use std::process::Command;
 use leeward_tests::leeward::{Leeward, exit};
 use leeward_tests::pair::Pair;
 use leeward_tests::server::clean_environment;
-use leeward_tests::story::Story;
+use leeward_tests::story::{Story, note};
 
 /// Runs a shell script that sees a small file system of its own at `$SMALL`. `None` where the kernel allows a user no
 /// mount of his own.
@@ -60,7 +60,7 @@ fn check(major: u32) {
         ),
     );
     let Some(said) = said else {
-        println!("not told here: this kernel allows a user no mount of his own");
+        note("not told here: this kernel allows a user no mount of his own");
         return;
     };
     assert!(

@@ -62,10 +62,6 @@ fn check(major: u32) {
         outcome.peak_rss_kib
     );
     assert!(files_under(&to).len() > FILES as usize);
-    println!(
-        "restored {FILES} files in {:?} with {} KiB",
-        outcome.elapsed, outcome.peak_rss_kib
-    );
 
     let outcome = leeward.run(&["list"]).expect(exit::DONE);
     assert!(outcome.peak_rss_kib < MEMORY_KIB);

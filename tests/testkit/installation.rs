@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 /// The major version whose tools come from the system's packages: `pgbench`, `psql` and `pg_controldata` are its.
-const SYSTEM_MAJOR: u32 = 15;
+pub(crate) const SYSTEM_MAJOR: u32 = 15;
 
 /// One installed PostgreSQL.
 #[derive(Debug, Clone)]

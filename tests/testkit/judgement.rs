@@ -72,7 +72,7 @@ pub fn assert_sound(story: &Story, server: &mut Server, backup: &Backup, truth: 
             pg_controldata(server.data(), "Database cluster state"),
             "shut down"
         );
-        pg_checksums(server.data());
+        pg_checksums(server.data(), story.installation().major());
     }
 }
 

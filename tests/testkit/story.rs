@@ -1,5 +1,6 @@
 //! The stage of one story: a scratch directory, an installation, and an unprivileged user.
 
+use std::io::Write as _;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -100,6 +101,11 @@ impl Drop for Story {
             .arg(&self.path)
             .output();
     }
+}
+
+/// Says something about the run itself, beside the runner's own lines.
+pub fn note(text: &str) {
+    let _nobody_listens = writeln!(std::io::stderr().lock(), "{text}");
 }
 
 fn id_of(flag: &str) -> u32 {
