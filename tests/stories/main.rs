@@ -43,3 +43,13 @@ mod story_018_disk_full;
 mod story_019_memory;
 #[path = "020_without_checksums.rs"]
 mod story_020_without_checksums;
+#[path = "022_from_the_primary.rs"]
+mod story_022_from_the_primary;
+#[path = "023_after_a_failover.rs"]
+mod story_023_after_a_failover;
+#[path = "024_lagging_standby.rs"]
+mod story_024_lagging_standby;
+#[path = "025_bad_line.rs"]
+mod story_025_bad_line;
+#[path = "026_as_root.rs"]
+mod story_026_as_root;
