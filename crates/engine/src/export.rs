@@ -21,7 +21,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer, Phase};
 use crate::frames::{Packs, decode};
 use crate::repository;
-use crate::restore::finish::{CONFIGURATION, read_wal, recovery_settings};
+use crate::configuration::FOLDER;
+use crate::restore::finish::{read_wal, recovery_settings};
 use crate::restore::open_manifest;
 
 /// zstd level of the archives.
@@ -392,7 +393,7 @@ impl Export<'_> {
     fn place(&self, record: &FileRecord) -> PathBuf {
         let path = path_from_bytes(&record.path.path);
         if record.path.root == Root::Configuration {
-            return Path::new(CONFIGURATION).join(path);
+            return Path::new(FOLDER).join(path);
         }
         let mut parts = path.components();
         let linked = |oid: &str| {

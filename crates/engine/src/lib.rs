@@ -2,6 +2,7 @@
 
 pub mod backup;
 pub mod catalog;
+mod configuration;
 pub mod error;
 pub mod event;
 pub mod export;

@@ -1,159 +1,154 @@
-//! The configuration that lies outside the data directory, as Debian keeps it in `/etc/postgresql`.
+//! Configuration that lies outside the data directory, as Debian keeps it in `/etc/postgresql`.
 //!
 //! A restored directory that lacks `postgresql.conf` does not start, so a backup takes these files along: the three the
 //! server names (`config_file`, `hba_file`, `ident_file`) and what they include, directly or not
 //! (`ParseConfigFp` in src/backend/utils/misc/guc-file.l; `tokenize_include_file` in src/backend/libpq/hba.c).
+//!
+//! Files go by the names that the server has for them, without following links, so that a name in one file still leads to
+//! the other when all of them lie somewhere else.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
+use crate::configuration_syntax::{Directive, Syntax, lines, references};
 
 /// As deep as the server itself follows includes (`CONF_FILE_MAX_DEPTH` in src/include/utils/conffiles.h).
-const MAX_DEPTH: u32 = 10;
+pub const MAX_DEPTH: u32 = 10;
 
 /// What was found outside the data directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OutsideFiles {
-    /// Absolute paths, sorted, each once.
+    /// Absolute paths of files, sorted, each once.
     pub files: Vec<PathBuf>,
-    /// Files that are named but could not be read, with the reason.
+    /// Absolute paths of directories that are included, sorted, each once. The server wants even an empty one to exist.
+    pub folders: Vec<PathBuf>,
+    /// Files and directories that are named but could not be read, with the reason.
     pub unreadable: Vec<(PathBuf, String)>,
 }
 
-/// Follows `named` (the server's configuration files) and their includes; returns those outside `data_directory`.
+/// Follows `named` (the server's configuration files) and their includes; returns those outside `data_directory`, whose
+/// own links must be resolved.
 #[must_use]
-pub fn outside_files(data_directory: &Path, named: &[PathBuf]) -> OutsideFiles {
+pub fn outside_files(data_directory: &Path, named: &[(Syntax, &Path)]) -> OutsideFiles {
     let mut search = Search {
         data_directory,
         seen: BTreeSet::new(),
-        found: OutsideFiles::default(),
+        files: BTreeSet::new(),
+        folders: BTreeSet::new(),
+        unreadable: Vec::new(),
     };
-    for file in named {
-        search.file(file, 0);
+    for (syntax, file) in named {
+        search.file(&lexical(data_directory, file), *syntax, 0);
     }
-    let Search {
-        seen, mut found, ..
-    } = search;
-    found.files = seen
-        .into_iter()
-        .filter(|file| !file.starts_with(data_directory))
-        .collect();
-    found.files.retain(|file| {
-        !found
-            .unreadable
-            .iter()
-            .any(|(unreadable, _)| unreadable == file)
-    });
-    found
+    OutsideFiles {
+        files: search.files.into_iter().collect(),
+        folders: search.folders.into_iter().collect(),
+        unreadable: search.unreadable,
+    }
+}
+
+/// What `include_dir` takes of a directory: files whose names end in `.conf` and do not begin with a dot
+/// (`GetConfFilesInDir` in src/backend/utils/misc/conffiles.c).
+#[must_use]
+pub fn is_included_name(name: &std::ffi::OsStr) -> bool {
+    let name = name.as_bytes();
+    name.len() >= 6 && name.ends_with(b".conf") && !name.starts_with(b".")
+}
+
+/// `path`, relative to `folder` where it is relative, without `.` and `..`, and without looking at the file system: as the
+/// server makes it out (`AbsoluteConfigLocation` in src/backend/utils/misc/conffiles.c).
+#[must_use]
+pub fn lexical(folder: &Path, path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in folder.join(path).components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir => {
+                plain.pop();
+            }
+            part => plain.push(part),
+        }
+    }
+    plain
 }
 
 struct Search<'a> {
     data_directory: &'a Path,
-    seen: BTreeSet<PathBuf>,
-    found: OutsideFiles,
+    seen: BTreeSet<(PathBuf, Syntax)>,
+    files: BTreeSet<PathBuf>,
+    folders: BTreeSet<PathBuf>,
+    unreadable: Vec<(PathBuf, String)>,
 }
 
 impl Search<'_> {
-    fn file(&mut self, path: &Path, depth: u32) {
-        let path = plain(&if path.is_absolute() {
-            path.to_owned()
-        } else {
-            self.data_directory.join(path)
-        });
-        if depth > MAX_DEPTH || !self.seen.insert(path.clone()) {
+    fn file(&mut self, path: &Path, syntax: Syntax, depth: u32) {
+        if depth > MAX_DEPTH || !self.seen.insert((path.to_owned(), syntax)) {
             return;
         }
-        let text = match fs::read(&path) {
-            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                self.seen.remove(&path);
-                return;
-            }
-            Err(e) => {
-                self.found.unreadable.push((path, e.to_string()));
-                return;
-            }
+        let text = match fs::read(path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == ErrorKind::NotFound => return,
+            Err(e) => return self.cannot_read(path, &e),
         };
-        let folder = path.parent().unwrap_or(Path::new("/")).to_owned();
-        for line in text.lines() {
-            match included(line) {
-                Some(Included::File(name)) => self.file(&folder.join(name), depth + 1),
-                Some(Included::Folder(name)) => self.folder(&folder.join(name), depth + 1),
-                None => {}
+        if self.is_outside(path) {
+            self.files.insert(path.to_owned());
+        }
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        for line in lines(&text) {
+            for reference in references(syntax, line) {
+                let path = lexical(folder, &reference.path);
+                let syntax = reference.syntax(syntax);
+                match reference.directive {
+                    Directive::IncludeDir => self.folder(&path, syntax, depth + 1),
+                    _ => self.file(&path, syntax, depth + 1),
+                }
             }
         }
     }
 
-    /// `include_dir` takes the files ending in `.conf` that do not begin with a dot.
-    fn folder(&mut self, path: &Path, depth: u32) {
-        let Ok(listing) = fs::read_dir(path) else {
-            return;
+    fn folder(&mut self, path: &Path, syntax: Syntax, depth: u32) {
+        let listing = match fs::read_dir(path) {
+            Ok(listing) => listing,
+            Err(e) if e.kind() == ErrorKind::NotFound => return,
+            Err(e) => return self.cannot_read(path, &e),
         };
-        let mut files: Vec<PathBuf> = listing.flatten().map(|entry| entry.path()).collect();
-        files.sort();
-        for file in files {
-            let name = file
-                .file_name()
-                .map(|n| n.to_string_lossy().into_owned())
-                .unwrap_or_default();
-            if name.ends_with(".conf") && !name.starts_with('.') && file.is_file() {
-                self.file(&file, depth);
+        if self.is_outside(path) {
+            self.folders.insert(path.to_owned());
+        }
+        let mut names: Vec<_> = listing.flatten().map(|entry| entry.file_name()).collect();
+        names.sort_unstable();
+        for name in names.iter().filter(|name| is_included_name(name)) {
+            let file = path.join(name);
+            if file.is_file() {
+                self.file(&file, syntax, depth);
             }
         }
     }
-}
 
-/// The path with the links and dots of its folder resolved, so that `data/../etc` does not pass for a place in `data`.
-fn plain(path: &Path) -> PathBuf {
-    match (path.parent().map(fs::canonicalize), path.file_name()) {
-        (Some(Ok(folder)), Some(name)) => folder.join(name),
-        _ => path.to_owned(),
+    /// With the links of its folder resolved, so that `/var/lib/pgsql/data`, itself a link, does not pass for another place.
+    fn is_outside(&self, path: &Path) -> bool {
+        let place = match (path.parent().map(fs::canonicalize), path.file_name()) {
+            (Some(Ok(folder)), Some(name)) => folder.join(name),
+            _ => path.to_owned(),
+        };
+        !place.starts_with(self.data_directory)
     }
-}
 
-enum Included {
-    File(String),
-    Folder(String),
-}
-
-/// Reads one line: an include directive of any of the three files, or an `@file` list of `pg_hba.conf`.
-fn included(line: &str) -> Option<Included> {
-    let line = line.trim_start();
-    if line.starts_with('#') {
-        return None;
+    fn cannot_read(&mut self, path: &Path, error: &std::io::Error) {
+        if self.is_outside(path) {
+            self.unreadable.push((path.to_owned(), error.to_string()));
+        }
     }
-    let (keyword, rest) = line
-        .split_once(|c: char| c.is_whitespace() || c == '=')
-        .unwrap_or((line, ""));
-    let value = rest.trim_start_matches(|c: char| c.is_whitespace() || c == '=');
-    match keyword.to_ascii_lowercase().as_str() {
-        "include" | "include_if_exists" => Some(Included::File(unquoted(value)?)),
-        "include_dir" => Some(Included::Folder(unquoted(value)?)),
-        _ => line
-            .split(|c: char| c.is_whitespace() || c == ',')
-            .find_map(|word| word.strip_prefix('@').filter(|name| !name.is_empty()))
-            .filter(|_| !line.contains('='))
-            .map(|name| Included::File(name.trim_matches('"').to_owned())),
-    }
-}
-
-fn unquoted(value: &str) -> Option<String> {
-    let quote = value.chars().next()?;
-    if quote == '\'' || quote == '"' {
-        let inner = &value[1..];
-        return inner.find(quote).map(|end| inner[..end].to_owned());
-    }
-    let word = value
-        .split(|c: char| c.is_whitespace() || c == '#')
-        .next()?;
-    (!word.is_empty()).then(|| word.to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn write(path: &Path, text: &str) {
+    fn write(path: &Path, text: &[u8]) {
         fs::create_dir_all(path.parent().expect("has a parent")).expect("folder");
         fs::write(path, text).expect("file");
     }
@@ -163,41 +158,52 @@ mod tests {
         let root = std::env::temp_dir().join(format!("leeward-conf-{}", std::process::id()));
         let data = root.join("data");
         let etc = root.join("etc");
-        write(&data.join("inside.conf"), "include '../etc/far.conf'\n");
-        write(&etc.join("far.conf"), "work_mem = '1MB'\n");
+        write(&data.join("inside.conf"), b"include '../etc/far.conf'\n");
+        write(&etc.join("far.conf"), b"work_mem = '1MB'\n");
         write(
-            &etc.join("postgresql.conf"),
-            "include_dir 'conf.d' # all\ninclude_if_exists = 'absent.conf'\n#include 'no.conf'\n",
+            &etc.join("main.conf"),
+            b"# caf\xe9\ninclude_dir 'conf.d' # all\ninclude_dir = 'empty.d'\ninclude_dir = 'absent.d'\n\
+              include_if_exists = 'absent.conf'\n#include 'no.conf'\ninclude '../link/back.conf'\n",
         );
-        write(&etc.join("conf.d/b.conf"), "");
-        write(&etc.join("conf.d/a.conf"), "");
-        write(&etc.join("conf.d/.hidden.conf"), "");
-        write(&etc.join("conf.d/other.txt"), "");
-        write(&etc.join("pg_hba.conf"), "local all @admins peer\n");
-        write(&etc.join("admins"), "alice\n");
-        write(&etc.join("no.conf"), "");
+        write(&etc.join("conf.d/b.conf"), b"");
+        write(&etc.join("conf.d/a.conf"), b"");
+        write(&etc.join("conf.d/.hidden.conf"), b"");
+        write(&etc.join("conf.d/other.txt"), b"");
+        fs::create_dir(etc.join("empty.d")).expect("folder");
+        write(
+            &etc.join("pg_hba.conf"),
+            b"local all @admins,@\"more admins\" peer\n",
+        );
+        write(&etc.join("admins"), b"alice @bosses\n");
+        write(&etc.join("more admins"), b"");
+        write(&etc.join("bosses"), b"bob");
+        write(&etc.join("no.conf"), b"");
+        write(&data.join("back.conf"), b"");
+        std::os::unix::fs::symlink(&data, root.join("link")).expect("link");
+
         let named = [
-            data.join("inside.conf"),
-            etc.join("postgresql.conf"),
-            etc.join("pg_hba.conf"),
-            etc.join("gone.conf"),
+            (Syntax::Settings, &*data.join("inside.conf")),
+            (Syntax::Settings, &*etc.join("main.conf")),
+            (Syntax::Rules, &*etc.join("pg_hba.conf")),
+            (Syntax::Rules, &*etc.join("gone.conf")),
         ];
         let found = outside_files(&data, &named);
-        let names: BTreeSet<String> = found
-            .files
-            .iter()
-            .map(|f| f.file_name().expect("name").to_string_lossy().into_owned())
-            .collect();
         let expected = [
-            "a.conf",
             "admins",
-            "b.conf",
+            "bosses",
+            "conf.d/a.conf",
+            "conf.d/b.conf",
             "far.conf",
+            "main.conf",
+            "more admins",
             "pg_hba.conf",
-            "postgresql.conf",
         ];
-        assert_eq!(names, expected.iter().map(|s| (*s).to_owned()).collect());
-        assert!(found.unreadable.is_empty());
+        assert_eq!(found.files, expected.map(|name| etc.join(name)));
+        assert_eq!(
+            found.folders,
+            ["conf.d", "empty.d"].map(|name| etc.join(name))
+        );
+        assert_eq!(found.unreadable, []);
         fs::remove_dir_all(&root).expect("clean up");
     }
 }

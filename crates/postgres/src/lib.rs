@@ -11,6 +11,7 @@
 //! | [`data_directory`] | the walk over a data directory, and reading its files |
 //! | [`cache_neutral`] | reading without displacing what the server has in the page cache |
 //! | [`configuration_files`] | configuration that lies outside the data directory |
+//! | [`configuration_syntax`] | how configuration files are spelled: settings, and names of other files |
 //!
 //! Everything blocks; nothing prints. The only `unsafe` for the server's side is in the private module `libpq`.
 
@@ -18,6 +19,7 @@ pub mod backup_session;
 pub mod bin_directory;
 pub mod cache_neutral;
 pub mod configuration_files;
+pub mod configuration_syntax;
 pub mod connection;
 pub mod data_directory;
 pub mod error;

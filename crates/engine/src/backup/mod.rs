@@ -13,7 +13,7 @@ mod summary;
 mod wal;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -23,6 +23,7 @@ use leeward_pgformat::control_file::{ControlFile, DbState};
 use leeward_pgformat::{BackupLabel, TablespaceMap, TimelineId};
 use leeward_postgres::backup_session::{BackupFrom, BackupSession, BackupStop, Position};
 use leeward_postgres::configuration_files::{OutsideFiles, outside_files};
+use leeward_postgres::configuration_syntax::Syntax;
 use leeward_postgres::connection::Connection;
 use leeward_postgres::data_directory::{DataDirectory, EntryKind, Pass};
 use leeward_postgres::server_facts::{Role, ServerFacts};
@@ -389,11 +390,14 @@ impl Run<'_> {
     }
 
     fn outside(&self, facts: &ServerFacts) -> OutsideFiles {
-        let named: Vec<PathBuf> = [&facts.config_file, &facts.hba_file, &facts.ident_file]
-            .into_iter()
-            .flatten()
-            .cloned()
-            .collect();
+        let named: Vec<(Syntax, &Path)> = [
+            (Syntax::Settings, &facts.config_file),
+            (Syntax::Rules, &facts.hba_file),
+            (Syntax::Rules, &facts.ident_file),
+        ]
+        .into_iter()
+        .filter_map(|(syntax, file)| Some((syntax, file.as_deref()?)))
+        .collect();
         if named.is_empty() {
             (self.observe)(Event::Notice(
                 "The server does not tell this role where its configuration lies, so configuration outside the data directory is not backed up; \
@@ -448,7 +452,7 @@ impl Run<'_> {
         std::thread::scope(|scope| {
             let planner = Planner::new(
                 self.directory,
-                &outside.files,
+                outside,
                 owner,
                 batches,
                 permits,

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender};
 use leeward_pgformat::classify::FileClass;
 use leeward_pgformat::relation::RelationSegment;
+use leeward_postgres::configuration_files::OutsideFiles;
 use leeward_postgres::data_directory::{DataDirectory, Entry, EntryKind, Pass};
-use leeward_repository::file_path::{FilePath, Root};
+use leeward_repository::file_path::FilePath;
 use leeward_repository::frame::FRAME_BYTES;
 use leeward_repository::manifest::{Content, FileKind, FileRecord};
 
@@ -65,8 +66,8 @@ impl Permits {
 /// Cuts a data directory into batches.
 pub(super) struct Planner<'a> {
     pub directory: &'a DataDirectory,
-    /// Files outside the data directory, by absolute path.
-    pub outside: &'a [PathBuf],
+    /// Configuration outside the data directory.
+    pub outside: &'a OutsideFiles,
     /// The owner of the data directory; records name an owner only where it differs.
     pub owner: (u32, u32),
     pub batches: Sender<Batch>,
@@ -81,7 +82,7 @@ pub(super) struct Planner<'a> {
 impl<'a> Planner<'a> {
     pub(super) fn new(
         directory: &'a DataDirectory,
-        outside: &'a [PathBuf],
+        outside: &'a OutsideFiles,
         owner: (u32, u32),
         batches: Sender<Batch>,
         permits: Permits,
@@ -124,28 +125,26 @@ impl<'a> Planner<'a> {
     }
 
     fn configuration(&mut self) -> Result<Option<()>> {
-        for path in self.outside {
+        for path in self.outside.folders.iter().chain(&self.outside.files) {
             let Ok(metadata) = std::fs::metadata(path) else {
                 continue;
             };
+            let (kind, size) = if metadata.is_dir() {
+                (FileKind::Directory, 0)
+            } else {
+                let content = Content::Runs(Vec::new());
+                let size = metadata.len();
+                (FileKind::File { size, content }, size)
+            };
             let record = FileRecord {
-                path: FilePath {
-                    root: Root::Configuration,
-                    ..FilePath::configuration(path.as_os_str().as_bytes())
-                },
-                kind: FileKind::File {
-                    size: metadata.len(),
-                    content: Content::Runs(Vec::new()),
-                },
+                path: FilePath::configuration(path.as_os_str().as_bytes()),
+                kind,
                 mode: metadata.mode() & 0o7777,
                 owner: self.other_owner((metadata.uid(), metadata.gid())),
                 mtime: metadata.mtime(),
                 damaged: Vec::new(),
             };
-            if self
-                .add(record, path.clone(), None, metadata.len())
-                .is_none()
-            {
+            if self.add(record, path.clone(), None, size).is_none() {
                 return Ok(None);
             }
         }

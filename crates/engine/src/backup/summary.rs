@@ -1,6 +1,7 @@
 //! `backup.json`, put together from what the parts of a backup know.
 
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use leeward_pgformat::wal_segment::is_history_file_name;
@@ -10,7 +11,7 @@ use leeward_postgres::configuration_files::OutsideFiles;
 use leeward_postgres::server_facts::{Role, ServerFacts};
 use leeward_repository::manifest::{ManifestInfo, WalRecord};
 use leeward_repository::summary::{
-    BackupFrom, BackupSummary, DamagedRelation, FORMAT_VERSION, Lag, ManifestSummary, Owner,
+    BackupFrom, BackupSummary, ConfigurationSummary, DamagedRelation, FORMAT_VERSION, Lag, ManifestSummary, Owner,
     ReplayLag, WalSummary,
 };
 
@@ -71,6 +72,7 @@ pub(super) fn summary(parts: &Parts<'_>) -> Result<BackupSummary> {
             .map(|record| record.name.clone())
             .collect(),
     };
+    let text = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
     let lag = |position: &Position| Lag {
         bytes: position.replay_lag_bytes,
         seconds: position.replay_lag.map(|lag| lag.as_secs_f64()),
@@ -129,6 +131,12 @@ pub(super) fn summary(parts: &Parts<'_>) -> Result<BackupSummary> {
             .iter()
             .map(|file| file.display().to_string())
             .collect(),
+        configuration: Some(ConfigurationSummary {
+            config_file: text(&facts.config_file),
+            hba_file: text(&facts.hba_file),
+            ident_file: text(&facts.ident_file),
+            data_directory: text(&facts.data_directory),
+        }),
         replay_lag: (parts.role == Role::Standby).then(|| ReplayLag {
             before: lag(parts.before),
             after: lag(parts.after),

@@ -194,9 +194,7 @@ impl Run<'_> {
         {
             target::write_durably(&self.target.place(Path::new("tablespace_map")), &map)?;
         }
-        let settings =
-            finish::adopt_configuration(&self.target.path, &self.summary.configuration_files)?;
-        let mut notes = finish::collisions(&settings, &self.target.path);
+        let mut notes = finish::adopt_configuration(self.target, self.summary)?;
         finish::write_recovery(self.target, self.summary)?;
         aside.set_directory_modes()?;
         if rustix::process::geteuid().is_root() {

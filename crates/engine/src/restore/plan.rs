@@ -94,7 +94,7 @@ impl<'a> Planner<'a> {
         let relative = match record.path.root {
             Root::DataDirectory => path_from_bytes(&record.path.path),
             Root::Configuration => {
-                Path::new(super::finish::CONFIGURATION).join(path_from_bytes(&record.path.path))
+                Path::new(crate::configuration::FOLDER).join(path_from_bytes(&record.path.path))
             }
         };
         let place = self.target.place(&relative);

@@ -263,6 +263,7 @@ pub fn summary() -> BackupSummary {
         data_directory: "/var/lib/postgresql/15/main".to_owned(),
         wal_directory: None,
         configuration_files: vec!["/etc/postgresql/15/main/pg_hba.conf".to_owned()],
+        configuration: None,
         replay_lag: Some(ReplayLag {
             before: Lag {
                 bytes: 0,
