@@ -43,6 +43,8 @@ mod story_018_disk_full;
 mod story_019_memory;
 #[path = "020_without_checksums.rs"]
 mod story_020_without_checksums;
+#[path = "021_odd_places.rs"]
+mod story_021_odd_places;
 #[path = "022_from_the_primary.rs"]
 mod story_022_from_the_primary;
 #[path = "023_after_a_failover.rs"]
