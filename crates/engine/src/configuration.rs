@@ -86,7 +86,8 @@ const ROLES: [(&str, Syntax); 3] = [
     ("pg_ident.conf", Syntax::Rules),
 ];
 
-const AUTO: &str = "postgresql.auto.conf";
+/// The settings of `ALTER SYSTEM`.
+pub(crate) const AUTO: &str = "postgresql.auto.conf";
 
 /// Finds what has to change in a copy of the backup that `summary` describes.
 pub(crate) fn adopt_for(copy: &dyn Files, summary: &BackupSummary) -> Result<Adoption> {

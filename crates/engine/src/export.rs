@@ -1,6 +1,9 @@
 //! An export: the backup as two compressed tar archives that need nothing but `tar` and PostgreSQL. Extracted on top of
 //! each other they are a data directory that starts and is consistent; tablespaces come along inside it.
 
+mod survey;
+
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -8,28 +11,27 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use leeward_postgres::data_directory::path_from_bytes;
-use leeward_repository::codec::Decompressor;
 use leeward_repository::file_path::Root;
 use leeward_repository::manifest::{
-    Content, Entry, FileKind, FileRecord, ManifestReader, Run, WalRecord,
+    Content, Entry, FileKind, FileRecord, ManifestReader, WalRecord,
 };
 use leeward_repository::store::Store;
 use leeward_repository::summary::BackupSummary;
 use tar::{Builder, EntryType, Header};
 
+use crate::configuration::{AUTO, Adoption, Files, adopt_for};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer, Phase};
-use crate::frames::{Packs, decode};
 use crate::repository;
-use crate::configuration::FOLDER;
 use crate::restore::finish::{read_wal, recovery_settings};
 use crate::restore::open_manifest;
+use survey::{Frames, InBackup, Survey, TABLESPACES};
 
 /// zstd level of the archives.
 const LEVEL: i32 = 3;
 
-/// Where linked tablespaces lie in the archive, relative to the data directory.
-const TABLESPACES: &str = "tablespaces";
+/// What tar fills up: an entry ends at a multiple of this.
+const TAR_BLOCK: u64 = 512;
 
 /// Where an export goes.
 #[derive(Clone, Debug)]
@@ -67,6 +69,11 @@ pub fn export(
     let cluster = repository::open(store, cluster)?;
     let summary = cluster.resolve(backup)?;
     let manifest = open_manifest(store, &cluster, &summary)?;
+    let survey = Survey::of(&manifest)?;
+    let adoption = adopted(store, cluster.name(), &summary, &manifest, &survey)?;
+    for note in &adoption.notes {
+        observe(Event::Notice(note.clone()));
+    }
     observe(Event::Phase(Phase::Exporting));
     observe(Event::Total(summary.size_bytes));
     let export = Export {
@@ -74,6 +81,8 @@ pub fn export(
         cluster: cluster.name(),
         summary: &summary,
         manifest: &manifest,
+        survey: &survey,
+        adoption: &adoption,
         observe,
     };
     let files = match to {
@@ -104,6 +113,29 @@ pub fn export(
         }
     };
     Ok(ExportOutcome { summary, files })
+}
+
+/// The configuration that the archive gets.
+fn adopted(
+    store: &Arc<dyn Store>,
+    cluster: &str,
+    summary: &BackupSummary,
+    manifest: &ManifestReader,
+    survey: &Survey,
+) -> Result<Adoption> {
+    let copy = InBackup {
+        survey,
+        frames: RefCell::new(Frames::new(store, cluster, summary, manifest)),
+    };
+    let mut adoption = adopt_for(&copy, summary)?;
+    let mut auto = match adoption.files.remove(Path::new(AUTO)) {
+        Some(bytes) => bytes,
+        None => copy.read(Path::new(AUTO))?.unwrap_or_default(),
+    };
+    auto.extend(recovery_settings(summary.id.as_str()).into_bytes());
+    adoption.files.insert(AUTO.into(), auto);
+    adoption.files.insert("recovery.signal".into(), Vec::new());
+    Ok(adoption)
 }
 
 /// A new archive under a name that says it is not whole yet, and the name it will have.
@@ -146,16 +178,18 @@ struct Export<'a> {
     cluster: &'a str,
     summary: &'a BackupSummary,
     manifest: &'a ManifestReader,
+    survey: &'a Survey,
+    adoption: &'a Adoption,
     observe: Observer<'a>,
 }
 
-/// A decoded frame and its name: source, pack, frame.
-type Held = ((u16, u32, u32), Vec<u8>);
-
 /// What the reading thread hands to the one that writes.
 enum Item {
-    File(FileRecord),
+    /// A file and its place in the archive.
+    File(FileRecord, PathBuf),
     Bytes(Vec<u8>),
+    /// A hole.
+    Zeros(u64),
     Wal(WalRecord),
     Failed(Error),
 }
@@ -176,14 +210,7 @@ impl Export<'_> {
     }
 
     fn read(&self, items: &Sender<Item>) -> Result<()> {
-        let mut packs = Packs::new(
-            self.store.as_ref(),
-            self.cluster,
-            &self.summary.id,
-            self.manifest.sources(),
-        );
-        let mut decompressor = Decompressor::new();
-        let mut held: Option<Held> = None;
+        let mut frames = Frames::new(self.store, self.cluster, self.summary, self.manifest);
         for entry in self.manifest.entries() {
             let record = match entry? {
                 Entry::Wal(record) => {
@@ -194,68 +221,47 @@ impl Export<'_> {
                 }
                 Entry::File(record) => record,
             };
-            if !record.path.is_safe() {
-                return Err(Error::new(
-                    ErrorKind::Damaged,
-                    format!(
-                        "the manifest names a file outside the data directory: \"{}\"",
-                        record.path
-                    ),
-                ));
-            }
-            let runs = match &record.kind {
-                FileKind::File {
-                    content: Content::Runs(runs),
-                    ..
-                } => runs.clone(),
-                _ => Vec::new(),
+            let Some(place) = self.place(&record) else {
+                continue;
             };
-            if items.send(Item::File(record)).is_err() {
+            let (size, runs) = match &record.kind {
+                FileKind::File {
+                    size,
+                    content: Content::Runs(runs),
+                } => (*size, runs.clone()),
+                _ => (0, Vec::new()),
+            };
+            if items.send(Item::File(record, place)).is_err() {
                 return Ok(());
             }
             let mut at = 0;
             for run in runs {
                 let hole = run.file_offset.saturating_sub(at);
-                if hole > 0 && items.send(Item::Bytes(vec![0; hole as usize])).is_err() {
+                if hole > 0 && items.send(Item::Zeros(hole)).is_err() {
                     return Ok(());
                 }
-                let bytes = self.run(run, &mut packs, &mut held, &mut decompressor)?;
+                let bytes = frames.run(run)?;
                 at = run.file_offset + bytes.len() as u64;
                 if items.send(Item::Bytes(bytes)).is_err() {
                     return Ok(());
                 }
             }
+            if at < size && items.send(Item::Zeros(size - at)).is_err() {
+                return Ok(());
+            }
         }
         Ok(())
     }
 
-    /// The bytes of one run; the frame it is cut from is kept for the next.
-    fn run(
-        &self,
-        run: Run,
-        packs: &mut Packs<'_>,
-        held: &mut Option<Held>,
-        decompressor: &mut Decompressor,
-    ) -> Result<Vec<u8>> {
-        let name = (run.source, run.pack, run.frame);
-        let pack = packs.get(run.source, run.pack)?;
-        if held.as_ref().is_none_or(|(kept, _)| *kept != name) {
-            let entry = pack.frame(run.frame)?;
-            let stored = pack.fetch(
-                self.store.as_ref(),
-                entry.offset..entry.offset + u64::from(entry.stored_length),
-            )?;
-            *held = Some((name, decode(&pack, run.frame, &stored, decompressor)?));
-        }
-        let plain = held.as_ref().map_or(&[][..], |(_, plain)| plain);
-        Ok(pack
-            .piece(
-                run.frame,
-                plain,
-                run.frame_offset as usize,
-                run.length as usize,
-            )?
-            .to_vec())
+    /// Where a file lies in the archive; `None` when it is not in it, or not with the bytes it had.
+    fn place(&self, record: &FileRecord) -> Option<PathBuf> {
+        let place = self.survey.place(record);
+        let place = self.adoption.moved.get(&place).unwrap_or(&place);
+        // Tablespaces lie inside, so there is no place to map.
+        let left_out = place == Path::new("tablespace_map")
+            || self.adoption.files.contains_key(place)
+            || self.survey.is_second_sight(record);
+        (!left_out).then(|| place.clone())
     }
 
     fn write<W: Write>(
@@ -264,20 +270,25 @@ impl Export<'_> {
         archive: &mut Archive<W>,
     ) -> Result<Vec<WalRecord>> {
         let mut wal = Vec::new();
+        // The server refuses a data directory that others can read.
+        self.directory(archive, Path::new("./"))?;
+        for folder in &self.survey.parents {
+            self.directory(archive, folder)?;
+        }
         // The control file comes last of all, so that a directory extracted halfway does not start.
         let mut control_file = None;
         while let Ok(item) = items.recv() {
             match item {
-                Item::File(record)
+                Item::File(record, place)
                     if record.path.path == b"global/pg_control"
                         && record.path.root == Root::DataDirectory =>
                 {
-                    control_file = Some(record);
+                    control_file = Some((record, place));
                 }
-                Item::File(record) => self.file(&record, items, archive)?,
+                Item::File(record, place) => self.file(&record, &place, items, archive)?,
                 Item::Wal(record) => wal.push(record),
                 Item::Failed(e) => return Err(e),
-                Item::Bytes(_) => {
+                Item::Bytes(_) | Item::Zeros(_) => {
                     return Err(Error::new(
                         ErrorKind::Damaged,
                         "the manifest has more bytes than its files",
@@ -285,10 +296,13 @@ impl Export<'_> {
                 }
             }
         }
-        let signal = header(EntryType::Regular, 0o600, 0, 0);
-        append(archive, signal, Path::new("recovery.signal"), io::empty())?;
+        for (place, bytes) in &self.adoption.files {
+            let mode = self.survey.mode(place).unwrap_or(0o600);
+            let header = self.header(EntryType::Regular, mode, bytes.len() as u64, 0);
+            append(archive, header, place, bytes.as_slice())?;
+        }
         match control_file {
-            Some(record) => self.file(&record, items, archive)?,
+            Some((record, place)) => self.file(&record, &place, items, archive)?,
             None => {
                 return Err(Error::new(
                     ErrorKind::Damaged,
@@ -302,63 +316,39 @@ impl Export<'_> {
     fn file<W: Write>(
         &self,
         record: &FileRecord,
+        path: &Path,
         items: &Receiver<Item>,
         archive: &mut Archive<W>,
     ) -> Result<()> {
-        let path = self.place(record);
+        let header = |kind, size| self.header(kind, record.mode, size, record.mtime);
         match &record.kind {
-            FileKind::Directory => append(
-                archive,
-                header(EntryType::Directory, record.mode, 0, record.mtime),
-                &path,
-                io::empty(),
-            ),
-            FileKind::Symlink { target } => self.link(record, &path, target, archive),
+            FileKind::Directory => {
+                append(archive, header(EntryType::Directory, 0), path, io::empty())
+            }
+            FileKind::Symlink { target } => self.link(record, path, target, archive),
             FileKind::File {
                 content: Content::Inline(bytes),
                 ..
             } => {
-                // Tablespaces lie inside, so there is no place to map.
-                if path == Path::new("tablespace_map") {
-                    return Ok(());
-                }
-                append(
-                    archive,
-                    header(
-                        EntryType::Regular,
-                        record.mode,
-                        bytes.len() as u64,
-                        record.mtime,
-                    ),
-                    &path,
-                    bytes.as_slice(),
-                )
+                let header = header(EntryType::Regular, bytes.len() as u64);
+                append(archive, header, path, bytes.as_slice())
             }
             FileKind::File {
                 size,
                 content: Content::Runs(_),
             } => {
                 (self.observe)(Event::At(&path.to_string_lossy()));
-                let settings = if path == Path::new("postgresql.auto.conf") {
-                    recovery_settings(self.summary.id.as_str())
-                } else {
-                    String::new()
-                };
                 let mut content = FileContent {
                     items,
                     left: *size,
+                    zeros: 0,
                     buffer: Vec::new(),
                     at: 0,
                     failed: None,
                     observe: self.observe,
                 };
-                let length = *size + settings.len() as u64;
-                let written = append(
-                    archive,
-                    header(EntryType::Regular, record.mode, length, record.mtime),
-                    &path,
-                    (&mut content).chain(settings.as_bytes()),
-                );
+                let header = header(EntryType::Regular, *size);
+                let written = append(archive, header, path, &mut content);
                 content.failed.map_or(written, Err)
             }
         }
@@ -372,16 +362,11 @@ impl Export<'_> {
         target: &[u8],
         archive: &mut Archive<W>,
     ) -> Result<()> {
-        let mut link = header(EntryType::Symlink, 0o777, 0, record.mtime);
+        let mut link = self.header(EntryType::Symlink, 0o777, 0, record.mtime);
         let to = match path.strip_prefix("pg_tblspc") {
             Ok(oid) => {
                 let inside = Path::new(TABLESPACES).join(oid);
-                append(
-                    archive,
-                    header(EntryType::Directory, 0o700, 0, record.mtime),
-                    &inside,
-                    io::empty(),
-                )?;
+                self.directory(archive, &inside)?;
                 Path::new("..").join(inside)
             }
             Err(_) => path_from_bytes(target),
@@ -389,73 +374,44 @@ impl Export<'_> {
         archive.append_link(&mut link, path, to).map_err(unwritable)
     }
 
-    /// Where a file lies in the archive.
-    fn place(&self, record: &FileRecord) -> PathBuf {
-        let path = path_from_bytes(&record.path.path);
-        if record.path.root == Root::Configuration {
-            return Path::new(FOLDER).join(path);
-        }
-        let mut parts = path.components();
-        let linked = |oid: &str| {
-            self.summary
-                .tablespaces
-                .iter()
-                .any(|t| !t.in_place && t.oid.to_string() == oid)
-        };
-        match (parts.next(), parts.next(), parts.as_path()) {
-            (Some(first), Some(oid), rest)
-                if first.as_os_str() == "pg_tblspc"
-                    && rest != Path::new("")
-                    && linked(&oid.as_os_str().to_string_lossy()) =>
-            {
-                Path::new(TABLESPACES).join(oid).join(rest)
-            }
-            _ => path,
-        }
-    }
-
     fn wal<W: Write>(&self, archive: &mut Archive<W>, records: &[WalRecord]) -> Result<()> {
-        append(
-            archive,
-            header(EntryType::Directory, 0o700, 0, 0),
-            Path::new("pg_wal"),
-            io::empty(),
-        )?;
-        append(
-            archive,
-            header(EntryType::Directory, 0o700, 0, 0),
-            Path::new("pg_wal/archive_status"),
-            io::empty(),
-        )?;
-        let mut bytes = Vec::new();
+        self.directory(archive, Path::new("pg_wal"))?;
+        self.directory(archive, Path::new("pg_wal/archive_status"))?;
         for record in records {
-            bytes.clear();
-            read_wal(
-                self.store.as_ref(),
-                self.cluster,
-                self.summary,
-                record,
-                &mut bytes,
-            )?;
+            let length = record.plain_length;
+            let header = self.header(EntryType::Regular, 0o600, length, 0);
+            // The header alone: its bytes follow as they are decompressed, never all of them in memory.
             let path = Path::new("pg_wal").join(&record.name);
-            append(
-                archive,
-                header(EntryType::Regular, 0o600, bytes.len() as u64, 0),
-                &path,
-                bytes.as_slice(),
-            )?;
+            append(archive, header, &path, io::empty())?;
+            let store = self.store.as_ref();
+            let to = archive.get_mut();
+            read_wal(store, self.cluster, self.summary, record, to)?;
+            let rest = length.next_multiple_of(TAR_BLOCK) - length;
+            to.write_all(&vec![0; rest as usize]).map_err(unwritable)?;
         }
         Ok(())
     }
-}
 
-fn header(kind: EntryType, mode: u32, size: u64, mtime: i64) -> Header {
-    let mut header = Header::new_gnu();
-    header.set_entry_type(kind);
-    header.set_mode(mode);
-    header.set_size(size);
-    header.set_mtime(mtime.max(0) as u64);
-    header
+    fn directory<W: Write>(&self, archive: &mut Archive<W>, path: &Path) -> Result<()> {
+        let header = self.header(EntryType::Directory, 0o700, 0, 0);
+        append(archive, header, path, io::empty())
+    }
+
+    /// Everything belongs to the owner of the data directory that was backed up, by name where `tar` finds it.
+    fn header(&self, kind: EntryType, mode: u32, size: u64, mtime: i64) -> Header {
+        let owner = &self.summary.owner;
+        let mut header = Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(mode);
+        header.set_size(size);
+        header.set_mtime(mtime.max(0) as u64);
+        header.set_uid(u64::from(owner.uid));
+        header.set_gid(u64::from(owner.gid));
+        // A name too long for a header is left out, and the number counts.
+        let _ = header.set_username(owner.user.as_deref().unwrap_or_default());
+        let _ = header.set_groupname(owner.group.as_deref().unwrap_or_default());
+        header
+    }
 }
 
 fn append<W: Write>(
@@ -469,10 +425,12 @@ fn append<W: Write>(
         .map_err(unwritable)
 }
 
-/// The content of one file as it comes from the reading thread; what the manifest does not cover is zeros.
+/// The content of one file as it comes from the reading thread.
 struct FileContent<'a> {
     items: &'a Receiver<Item>,
     left: u64,
+    /// Zeros to come before anything else.
+    zeros: u64,
     buffer: Vec<u8>,
     at: usize,
     failed: Option<Error>,
@@ -484,12 +442,13 @@ impl Read for FileContent<'_> {
         if self.left == 0 {
             return Ok(0);
         }
-        if self.at == self.buffer.len() {
+        if self.zeros == 0 && self.at == self.buffer.len() {
             match self.items.recv() {
                 Ok(Item::Bytes(bytes)) => {
                     (self.observe)(Event::Advanced(bytes.len() as u64));
                     (self.buffer, self.at) = (bytes, 0);
                 }
+                Ok(Item::Zeros(length)) => self.zeros = length,
                 Ok(Item::Failed(e)) => {
                     self.failed = Some(e);
                     return Err(io::Error::other("the backup could not be read"));
@@ -501,10 +460,16 @@ impl Read for FileContent<'_> {
                 }
             }
         }
-        let length = to
-            .len()
-            .min(self.buffer.len() - self.at)
-            .min(usize::try_from(self.left).unwrap_or(usize::MAX));
+        let left = usize::try_from(self.left).unwrap_or(usize::MAX);
+        let room = to.len().min(left);
+        if self.zeros > 0 {
+            let length = room.min(usize::try_from(self.zeros).unwrap_or(usize::MAX));
+            to[..length].fill(0);
+            self.zeros -= length as u64;
+            self.left -= length as u64;
+            return Ok(length);
+        }
+        let length = room.min(self.buffer.len() - self.at);
         to[..length].copy_from_slice(&self.buffer[self.at..self.at + length]);
         self.at += length;
         self.left -= length as u64;
