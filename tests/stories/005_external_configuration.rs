@@ -2,12 +2,13 @@
 //! itself, with it.
 
 use std::fs;
+use std::process::Command;
 
 use leeward_tests::contents::fingerprint;
 use leeward_tests::judgement::assert_sound;
-use leeward_tests::leeward::Leeward;
+use leeward_tests::leeward::{Leeward, exit};
 use leeward_tests::pair::Pair;
-use leeward_tests::server::{Server, Stop};
+use leeward_tests::server::{Server, Stop, run};
 use leeward_tests::story::Story;
 
 /// Moves a stopped server's configuration into a directory of its own, as `pg_createcluster` lays it out.
@@ -23,8 +24,11 @@ fn move_configuration_out(story: &Story, server: &mut Server) {
     let (data, etc_name) = (server.data().display(), etc.display());
     text.push_str(&format!(
         "data_directory = '{data}'\nhba_file = '{etc_name}/pg_hba.conf'\nident_file = '{etc_name}/pg_ident.conf'\n\
-         include_dir = 'conf.d'\ninclude_if_exists = 'extra.conf'\nwork_mem = '7MB'\n"
+         include_dir = 'conf.d'\ninclude_dir = 'empty.d'\ninclude_if_exists = 'extra.conf'\nwork_mem = '7MB'\n"
     ));
+    fs::create_dir(etc.join("empty.d")).expect("could not create an empty directory");
+    let mut text = text.into_bytes();
+    text.extend_from_slice(b"# caf\xe9, in Latin-1\n");
     fs::write(&main, text).expect("could not write postgresql.conf");
     fs::write(
         etc.join("conf.d/10-story.conf"),
@@ -35,9 +39,37 @@ fn move_configuration_out(story: &Story, server: &mut Server) {
         .expect("could not write an include");
     let hba = etc.join("pg_hba.conf");
     let rules = fs::read_to_string(&hba).expect("could not read pg_hba.conf");
-    fs::write(&hba, format!("# the story's own rules\n{rules}"))
-        .expect("could not write pg_hba.conf");
+    fs::write(
+        &hba,
+        format!("# the story's own rules\nlocal all @nobody reject\n{rules}"),
+    )
+    .expect("could not write pg_hba.conf");
+    fs::write(etc.join("nobody"), "story_nobody\n").expect("could not write a list");
     server.set("config_file", &main.display().to_string());
+}
+
+/// The server uses the configuration that came along, and none from elsewhere.
+fn judge(server: &Server) {
+    assert_eq!(server.sql("SHOW work_mem"), "7MB");
+    assert_eq!(server.sql("SHOW story.marker"), "outside");
+    assert_eq!(server.sql("SHOW story.extra"), "included");
+    let data = server.data().display().to_string();
+    assert_eq!(server.sql("SHOW data_directory"), data);
+    assert!(
+        server.sql("SHOW hba_file").starts_with(&data),
+        "it uses a pg_hba.conf from elsewhere"
+    );
+    assert_eq!(
+        server.sql("SELECT count(*) FROM pg_hba_file_rules WHERE error IS NOT NULL"),
+        "0"
+    );
+    let hba =
+        fs::read_to_string(server.data().join("pg_hba.conf")).expect("there is a pg_hba.conf");
+    assert!(hba.contains("the story's own rules"));
+    assert_eq!(
+        server.sql("SELECT user_name FROM pg_hba_file_rules WHERE auth_method = 'reject'"),
+        "{story_nobody}"
+    );
 }
 
 fn check(major: u32) {
@@ -58,6 +90,7 @@ fn check(major: u32) {
         "pg_ident.conf",
         "10-story.conf",
         "extra.conf",
+        "nobody",
     ] {
         assert!(files.contains(name), "{name} is missing in {files}");
     }
@@ -73,22 +106,28 @@ fn check(major: u32) {
     let mut restored = leeward.restored("latest", "restored", &[]);
     assert_sound(&story, &mut restored, &backup, &truth);
     restored.start();
-    assert_eq!(restored.sql("SHOW work_mem"), "7MB");
-    assert_eq!(restored.sql("SHOW story.marker"), "outside");
-    assert_eq!(restored.sql("SHOW story.extra"), "included");
-    let data = restored.data().display().to_string();
-    assert_eq!(restored.sql("SHOW data_directory"), data);
-    assert!(
-        restored.sql("SHOW hba_file").starts_with(&data),
-        "it uses a pg_hba.conf from elsewhere"
-    );
-    assert_eq!(
-        restored.sql("SELECT count(*) FROM pg_hba_file_rules WHERE error IS NOT NULL"),
-        "0"
-    );
-    let hba =
-        fs::read_to_string(restored.data().join("pg_hba.conf")).expect("there is a pg_hba.conf");
-    assert!(hba.contains("the story's own rules"));
+    judge(&restored);
+    restored.stop(Stop::Fast);
+
+    let out = story.path("export");
+    let to = out.to_str().expect("a path in UTF-8");
+    leeward
+        .run(&["export", "latest", "--to", to])
+        .expect(exit::DONE);
+    let extracted = story.path("extracted");
+    fs::create_dir(&extracted).expect("could not create a directory");
+    for name in ["data.tar.zst", "wal.tar.zst"] {
+        let mut tar = Command::new("tar");
+        run(tar
+            .args(["--zstd", "-xf"])
+            .arg(out.join(name))
+            .arg("-C")
+            .arg(&extracted));
+    }
+    let mut exported = Server::over(&story, "exported", &extracted);
+    assert_sound(&story, &mut exported, &backup, &truth);
+    exported.start();
+    judge(&exported);
 }
 
 #[test]

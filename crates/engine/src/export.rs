@@ -298,7 +298,12 @@ impl Export<'_> {
         }
         for (place, bytes) in &self.adoption.files {
             let mode = self.survey.mode(place).unwrap_or(0o600);
-            let header = self.header(EntryType::Regular, mode, bytes.len() as u64, 0);
+            let header = self.header(
+                EntryType::Regular,
+                mode,
+                bytes.len() as u64,
+                self.finished(),
+            );
             append(archive, header, place, bytes.as_slice())?;
         }
         match control_file {
@@ -379,7 +384,7 @@ impl Export<'_> {
         self.directory(archive, Path::new("pg_wal/archive_status"))?;
         for record in records {
             let length = record.plain_length;
-            let header = self.header(EntryType::Regular, 0o600, length, 0);
+            let header = self.header(EntryType::Regular, 0o600, length, self.finished());
             // The header alone: its bytes follow as they are decompressed, never all of them in memory.
             let path = Path::new("pg_wal").join(&record.name);
             append(archive, header, &path, io::empty())?;
@@ -393,8 +398,14 @@ impl Export<'_> {
     }
 
     fn directory<W: Write>(&self, archive: &mut Archive<W>, path: &Path) -> Result<()> {
-        let header = self.header(EntryType::Directory, 0o700, 0, 0);
+        let header = self.header(EntryType::Directory, 0o700, 0, self.finished());
         append(archive, header, path, io::empty())
+    }
+
+    /// When the backup was finished: the time of what has none of its own.
+    fn finished(&self) -> i64 {
+        let time = self.summary.finished_at.parse::<jiff::Timestamp>();
+        time.map_or(0, jiff::Timestamp::as_second)
     }
 
     /// Everything belongs to the owner of the data directory that was backed up, by name where `tar` finds it.
