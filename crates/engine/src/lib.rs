@@ -7,5 +7,6 @@ pub mod error;
 pub mod event;
 pub mod export;
 mod frames;
+mod parallel;
 mod repository;
 pub mod restore;

@@ -191,6 +191,7 @@ impl DataDirectory {
             root: &self.path,
             pass,
             visit,
+            linked_inside: tablespaces_linked_inside(&self.path),
         }
         .directory(Path::new(""))
         .map(|_| ())
@@ -201,6 +202,8 @@ struct Walk<'a> {
     root: &'a Path,
     pass: Pass,
     visit: &'a mut dyn FnMut(Entry) -> bool,
+    /// Directories inside the data directory that links in `pg_tblspc` lead to: they are met through the links.
+    linked_inside: Vec<PathBuf>,
 }
 
 impl Walk<'_> {
@@ -270,6 +273,9 @@ impl Walk<'_> {
             return Ok(true);
         }
 
+        if self.linked_inside.iter().any(|linked| linked == path) {
+            return Ok(true);
+        }
         let absolute = self.root.join(path);
         let Some(link) = present(fs::symlink_metadata(&absolute), &absolute)? else {
             return Ok(true);
@@ -362,6 +368,24 @@ impl Walk<'_> {
         }
         Ok(true)
     }
+}
+
+/// Where links in `pg_tblspc` lead to inside the data directory itself, relative to it.
+fn tablespaces_linked_inside(root: &Path) -> Vec<PathBuf> {
+    let Ok(links) = fs::read_dir(root.join("pg_tblspc")) else {
+        return Vec::new();
+    };
+    links
+        .flatten()
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink()))
+        .filter_map(|entry| {
+            fs::canonicalize(entry.path())
+                .ok()?
+                .strip_prefix(root)
+                .ok()
+                .map(Path::to_owned)
+        })
+        .collect()
 }
 
 /// The directories in which relation segments can lie, and the way to them.

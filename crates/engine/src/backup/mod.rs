@@ -8,6 +8,7 @@ mod collect;
 mod copy;
 mod horizon;
 mod plan;
+mod preflight;
 mod source;
 mod summary;
 mod wal;
@@ -19,15 +20,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
-use leeward_pgformat::control_file::{ControlFile, DbState};
+use leeward_pgformat::control_file::DbState;
 use leeward_pgformat::{BackupLabel, TablespaceMap, TimelineId};
 use leeward_postgres::backup_session::{BackupFrom, BackupSession, BackupStop, Position};
 use leeward_postgres::configuration_files::{OutsideFiles, outside_files};
 use leeward_postgres::configuration_syntax::Syntax;
-use leeward_postgres::connection::Connection;
 use leeward_postgres::data_directory::{DataDirectory, EntryKind, Pass};
 use leeward_postgres::server_facts::{Role, ServerFacts};
-use leeward_postgres::target::{ConnectTarget, PostmasterPid};
 use leeward_repository::backup_id::BackupId;
 use leeward_repository::catalog::Cluster;
 use leeward_repository::codec::Compression;
@@ -37,7 +36,6 @@ use leeward_repository::lease::Lease;
 use leeward_repository::manifest::{Content, FileKind, FileRecord, ManifestWriter};
 use leeward_repository::store::Store;
 use leeward_repository::summary::BackupSummary;
-use leeward_repository::url::RepositoryUrl;
 
 pub use collect::DamagedFile;
 
@@ -55,9 +53,6 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Copiers at most, whatever the number of cores: each holds some 4 MiB.
 const MAX_COPIERS: usize = 24;
-
-/// The server notes its start in `postmaster.pid` and, a little later, for `pg_postmaster_start_time`.
-const START_TIMES_DIFFER_S: i64 = 60;
 
 /// What a backup is to be.
 #[derive(Clone, Debug)]
@@ -108,10 +103,10 @@ pub fn backup(
     let (control, _) = directory
         .control_file()
         .map_err(|e| Error::failed("could not read the control file").because(e))?;
-    let mut connection = connect(options, &directory)?;
+    let mut connection = preflight::connect(options, &directory)?;
     let facts = ServerFacts::read(&mut connection).map_err(Error::from)?;
-    check_same_server(&mut connection, &facts, &control, &directory)?;
-    check_repository_outside(store, &directory)?;
+    preflight::check_same_server(&mut connection, &facts, &control, &directory)?;
+    preflight::check_repository_outside(store, &directory)?;
     facts.check_supported().map_err(Error::from)?;
     options.from.check_server(&facts)?;
     facts.check_privileges().map_err(Error::from)?;
@@ -154,90 +149,6 @@ pub fn backup(
 
 fn jiff_now() -> jiff::Timestamp {
     jiff::Timestamp::now()
-}
-
-fn connect(options: &BackupOptions, directory: &DataDirectory) -> Result<Connection> {
-    let target = ConnectTarget {
-        conninfo: options.conninfo.clone(),
-        pgdata: Some(directory.path().to_owned()),
-        ..ConnectTarget::default()
-    };
-    Ok(Connection::connect(&target)?)
-}
-
-/// A primary and its standby on one host have the same system identifier, so the directory itself is compared as well.
-fn check_same_server(
-    connection: &mut Connection,
-    facts: &ServerFacts,
-    control: &ControlFile,
-    directory: &DataDirectory,
-) -> Result<()> {
-    let wrong = |why: String| {
-        Error::new(
-            ErrorKind::Usage,
-            format!(
-                "the server that answers is not the one running on \"{}\"",
-                directory.path().display()
-            ),
-        )
-        .because(why)
-        .hint("Set --pgdata and --conninfo (or PGHOST and PGPORT) to the same server.")
-    };
-    if facts.system_identifier != control.system_identifier {
-        return Err(wrong(format!(
-            "its system identifier is {}, the directory's is {}",
-            facts.system_identifier, control.system_identifier
-        )));
-    }
-    if let Some(served) = &facts.data_directory {
-        let served = std::fs::canonicalize(served).unwrap_or_else(|_| served.clone());
-        if served != directory.path() {
-            return Err(wrong(format!("it runs on \"{}\"", served.display())));
-        }
-    }
-    let pid = match PostmasterPid::read(directory.path())? {
-        Some(pid) if pid.is_alive() => pid,
-        _ => return Err(wrong("no server is running on the directory".to_owned())),
-    };
-    if facts.data_directory.is_none() {
-        // What every role may ask.
-        let rows = connection.query(
-            "SELECT current_setting('port'), extract(epoch FROM pg_postmaster_start_time())::bigint",
-            &[],
-        )?;
-        let (port, started): (u16, i64) = (rows.parse(0, 0)?, rows.parse(0, 1)?);
-        if port != pid.port {
-            return Err(wrong(format!(
-                "it listens on port {port}, the directory's server on {}",
-                pid.port
-            )));
-        }
-        if (started - pid.start_time_seconds).abs() > START_TIMES_DIFFER_S {
-            return Err(wrong("it was started at another time".to_owned()));
-        }
-    }
-    Ok(())
-}
-
-/// A backup does not contain itself.
-fn check_repository_outside(store: &Arc<dyn Store>, directory: &DataDirectory) -> Result<()> {
-    let RepositoryUrl::Local(path) = store.location() else {
-        return Ok(());
-    };
-    let existing = path
-        .ancestors()
-        .find_map(|place| std::fs::canonicalize(place).ok());
-    if existing.is_some_and(|place| place.starts_with(directory.path())) {
-        return Err(Error::new(
-            ErrorKind::Usage,
-            format!(
-                "the repository \"{}\" lies inside the data directory",
-                path.display()
-            ),
-        )
-        .hint("Put it on another file system, or at least beside the data directory."));
-    }
-    Ok(())
 }
 
 /// One backup under way.

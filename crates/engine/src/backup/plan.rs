@@ -16,6 +16,7 @@ use leeward_repository::frame::FRAME_BYTES;
 use leeward_repository::manifest::{Content, FileKind, FileRecord};
 
 use super::source::{Batch, Piece, Source};
+use crate::configuration;
 use crate::error::{Error, Result};
 use crate::event::{Event, Observer};
 
@@ -155,6 +156,19 @@ impl<'a> Planner<'a> {
         (owner != self.owner).then_some(owner)
     }
 
+    /// What an earlier restore put into the data directory, where the server's configuration lies outside it again: the
+    /// file outside is the one in use, and takes its place in the backup.
+    fn is_stale_configuration(&self, path: &Path) -> bool {
+        path.strip_prefix(configuration::FOLDER).is_ok_and(|rest| {
+            let original = Path::new("/").join(rest);
+            self.outside
+                .files
+                .iter()
+                .chain(&self.outside.folders)
+                .any(|outside| *outside == original)
+        })
+    }
+
     /// A linked directory that is none of PostgreSQL's own stays a link; what it leads to is not in the backup.
     fn tell_link(&self, path: &Path, target: &Path) {
         if !path.starts_with("pg_tblspc") {
@@ -167,6 +181,9 @@ impl<'a> Planner<'a> {
     }
 
     fn entry(&mut self, entry: Entry) -> Option<()> {
+        if self.is_stale_configuration(&entry.path) {
+            return Some(());
+        }
         let (kind, size) = match entry.kind {
             EntryKind::File { size_bytes } => (
                 FileKind::File {

@@ -11,8 +11,8 @@ use leeward_postgres::configuration_files::OutsideFiles;
 use leeward_postgres::server_facts::{Role, ServerFacts};
 use leeward_repository::manifest::{ManifestInfo, WalRecord};
 use leeward_repository::summary::{
-    BackupFrom, BackupSummary, ConfigurationSummary, DamagedRelation, FORMAT_VERSION, Lag, ManifestSummary, Owner,
-    ReplayLag, WalSummary,
+    BackupFrom, BackupSummary, ConfigurationSummary, DamagedRelation, FORMAT_VERSION, Lag,
+    ManifestSummary, Owner, ReplayLag, WalSummary,
 };
 
 use super::Run;

@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use leeward_pgformat::timeline::TimelineHistory;
 use leeward_pgformat::wal_segment::{
@@ -20,6 +19,7 @@ use leeward_repository::wal_object::{WalFacts, write_wal_object};
 
 use crate::error::{Error, Result};
 use crate::event::{Event, Observer};
+use crate::parallel;
 
 /// As many WAL segments are compressed and stored at once.
 const PARALLEL: usize = 4;
@@ -65,37 +65,15 @@ pub(super) fn store_wal(
     let total =
         files.iter().filter(|f| f.segment.is_some()).count() as u64 * stretch.segment_size.bytes();
     observe(Event::Total(total));
-    let next = AtomicUsize::new(0);
     let records = Mutex::new(Vec::with_capacity(files.len()));
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..PARALLEL.min(files.len()))
-            .map(|_| {
-                scope.spawn(|| {
-                    while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        match store_one(file, stretch, to) {
-                            Ok(record) => {
-                                observe(Event::Advanced(record.plain_length));
-                                records
-                                    .lock()
-                                    .unwrap_or_else(std::sync::PoisonError::into_inner)
-                                    .push(record);
-                            }
-                            Err(e) => {
-                                next.store(files.len(), Ordering::Relaxed);
-                                return Err(e);
-                            }
-                        }
-                    }
-                    Ok(())
-                })
-            })
-            .collect();
-        workers
-            .into_iter()
-            .try_for_each(|worker| match worker.join() {
-                Ok(result) => result,
-                Err(panic) => std::panic::resume_unwind(panic),
-            })
+    parallel::for_each(&files, PARALLEL, |file| {
+        let record = store_one(file, stretch, to)?;
+        observe(Event::Advanced(record.plain_length));
+        records
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .push(record);
+        Ok(())
     })?;
     let mut records = records
         .into_inner()

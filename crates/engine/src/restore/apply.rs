@@ -195,9 +195,12 @@ pub(super) struct FileSystems(Vec<(PathBuf, File)>);
 
 impl FileSystems {
     pub(super) fn open(target: &Target) -> Result<Self> {
-        let places = [&target.path]
-            .into_iter()
-            .chain(target.tablespaces.values());
+        let places = [&target.path].into_iter().chain(
+            target
+                .tablespaces
+                .values()
+                .map(|tablespace| &tablespace.place),
+        );
         let opened = places.map(|place| match File::open(place) {
             Ok(directory) => Ok((place.clone(), directory)),
             Err(e) => Err(could_not("open", place, e)),

@@ -18,6 +18,7 @@ use leeward_repository::wal_object::read_wal_object;
 use super::target::{Target, could_not, make_directory, write_durably};
 use crate::configuration::{self, Files};
 use crate::error::{Error, ErrorKind, Result};
+use crate::parallel;
 
 /// What recovery of a backup with its own WAL needs: `recovery.signal` demands a `restore_command`
 /// (`validateRecoveryParameters` in src/backend/access/transam/xlogrecovery.c), and there is nothing to fetch. What else
@@ -33,7 +34,10 @@ pub(crate) fn recovery_settings(id: &str) -> String {
     )
 }
 
-/// Writes the WAL of the backup into `pg_wal`, each object proven against the manifest before it gets its name.
+/// As many WAL objects are fetched at once: each is one answer of the store away.
+const WAL_AT_ONCE: usize = 8;
+
+/// Writes the WAL of the backup into `pg_wal`, each object proven against the manifest.
 pub(super) fn write_wal(
     store: &dyn Store,
     cluster: &str,
@@ -43,7 +47,7 @@ pub(super) fn write_wal(
 ) -> Result<()> {
     let pg_wal = target.place(Path::new("pg_wal"));
     make_directory(&pg_wal.join("archive_status"))?;
-    for record in wal {
+    parallel::for_each(wal, WAL_AT_ONCE, |record| {
         let place = pg_wal.join(&record.name);
         let file = OpenOptions::new()
             .write(true)
@@ -53,9 +57,8 @@ pub(super) fn write_wal(
             .open(&place);
         let mut file = BufWriter::new(file.map_err(|e| could_not("create", &place, e))?);
         read_wal(store, cluster, summary, record, &mut file)?;
-        file.flush().map_err(|e| could_not("write", &place, e))?;
-    }
-    Ok(())
+        file.flush().map_err(|e| could_not("write", &place, e))
+    })
 }
 
 /// Reads one WAL object of a backup, held against its record.
@@ -92,8 +95,8 @@ pub(super) fn tablespace_map(stored: &[u8], target: &Target) -> Result<Option<Ve
     })?;
     map.entries.retain_mut(
         |entry| match target.tablespaces.get(&entry.tablespace.to_string()) {
-            Some(place) => {
-                entry.location.clone_from(place);
+            Some(tablespace) => {
+                entry.location.clone_from(&tablespace.link);
                 true
             }
             None => false,

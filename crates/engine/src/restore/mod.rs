@@ -200,7 +200,12 @@ impl Run<'_> {
         if rustix::process::geteuid().is_root() {
             let owner = owner(&self.summary.owner);
             let mut roots: Vec<&Path> = vec![&self.target.path];
-            roots.extend(self.target.tablespaces.values().map(PathBuf::as_path));
+            roots.extend(
+                self.target
+                    .tablespaces
+                    .values()
+                    .map(|tablespace| tablespace.place.as_path()),
+            );
             finish::give_to(owner, &roots)?;
             aside.set_other_owners()?;
             if owner.0 == 0 {

@@ -10,6 +10,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use leeward_postgres::configuration_files::lexical;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
@@ -24,9 +25,18 @@ pub(super) struct Target {
     /// The data directory to be.
     pub path: PathBuf,
     /// Where each linked tablespace goes, by its name below `pg_tblspc`.
-    pub tablespaces: BTreeMap<String, PathBuf>,
+    pub tablespaces: BTreeMap<String, TablespaceTarget>,
     /// Directories whose contents an earlier, unfinished restore left behind.
     leftovers: bool,
+}
+
+/// Where a tablespace goes.
+#[derive(Debug)]
+pub(super) struct TablespaceTarget {
+    /// The directory.
+    pub place: PathBuf,
+    /// What the link in `pg_tblspc` says: the directory, or the way to it inside the data directory.
+    pub link: PathBuf,
 }
 
 /// A linked tablespace of the backup.
@@ -77,7 +87,7 @@ impl Target {
                 ));
             }
         };
-        let mut tablespaces: BTreeMap<String, PathBuf> = BTreeMap::new();
+        let mut tablespaces: BTreeMap<String, TablespaceTarget> = BTreeMap::new();
         for tablespace in linked {
             let mapped = mapping.iter().find(|(old, _)| *old == tablespace.location);
             if tablespace.made_by_replay && mapped.is_some() {
@@ -86,6 +96,27 @@ impl Target {
                     format!("tablespace {} cannot be given another place: it was created while the backup ran, and replay puts it back", tablespace.name),
                 )
                 .hint("Restore another backup, or this one on a machine where its place is free."));
+            }
+            if mapped.is_none() && tablespace.location.is_relative() {
+                // It lay inside the data directory, and does again.
+                let place = lexical(&path.join("pg_tblspc"), &tablespace.location);
+                if !place.starts_with(&path) {
+                    return Err(Error::new(
+                        ErrorKind::Usage,
+                        format!(
+                            "tablespace {} lay in \"{}\", outside the data directory",
+                            tablespace.name,
+                            tablespace.location.display()
+                        ),
+                    )
+                    .hint(format!(
+                        "Give it a place: --tablespace {}=DIR.",
+                        tablespace.location.display()
+                    )));
+                }
+                let link = tablespace.location.clone();
+                tablespaces.insert(tablespace.name.clone(), TablespaceTarget { place, link });
+                continue;
             }
             let place = mapped.map_or(&tablespace.location, |(_, new)| new);
             let place = std::path::absolute(place).map_err(|e| {
@@ -105,7 +136,9 @@ impl Target {
                 || path.starts_with(&place)
                 || tablespaces
                     .values()
-                    .any(|other| other.starts_with(&place) || place.starts_with(other))
+                    .any(|TablespaceTarget { place: other, .. }| {
+                        other.starts_with(&place) || place.starts_with(other)
+                    })
             {
                 return Err(Error::new(
                     ErrorKind::Usage,
@@ -116,7 +149,13 @@ impl Target {
                     ),
                 ));
             }
-            tablespaces.insert(tablespace.name.clone(), place);
+            tablespaces.insert(
+                tablespace.name.clone(),
+                TablespaceTarget {
+                    link: place.clone(),
+                    place,
+                },
+            );
         }
         Ok(Self {
             path,
@@ -142,16 +181,16 @@ impl Target {
         if !self.tablespaces.is_empty() {
             make_directory(&self.path.join("pg_tblspc"))?;
         }
-        for (name, place) in &self.tablespaces {
+        for (name, tablespace) in &self.tablespaces {
             // The link comes first: it says to a later run that what lies there is ours.
             let link = self.path.join("pg_tblspc").join(name);
-            match std::os::unix::fs::symlink(place, &link) {
+            match std::os::unix::fs::symlink(&tablespace.link, &link) {
                 Ok(()) => {}
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(e) => return Err(could_not("link", &link, e)),
             }
             sync_directory(&self.path.join("pg_tblspc"))?;
-            make_private(place)?;
+            make_private(&tablespace.place)?;
         }
         Ok(mark)
     }
