@@ -11,11 +11,11 @@ use leeward_tests::story::Story;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-/// Flips in each object; the packs hold nearly all the bytes, and get more.
+/// Flips in each object; the packs hold nearly all the bytes, and get more on one major version (nothing stored depends
+/// on it).
 const FLIPS: u32 = 4;
-const FLIPS_IN_PACK: u32 = 25;
 
-fn check(major: u32) {
+fn check(major: u32, flips_in_pack: u32) {
     let story = Story::begin(major);
     let mut pair = Pair::new(&story);
     let leeward = Leeward::new(&story);
@@ -36,7 +36,7 @@ fn check(major: u32) {
         let size = fs::metadata(&object).expect("it is there").len();
         assert!(size > 0, "{name} is empty");
         for _ in 0..if name.ends_with(".pack") {
-            FLIPS_IN_PACK
+            flips_in_pack
         } else {
             FLIPS
         } {
@@ -69,7 +69,7 @@ fn check(major: u32) {
             flips += 1;
         }
     }
-    assert!(flips > 40, "only {flips} bits flipped");
+    assert!(flips >= 20 + flips_in_pack, "only {flips} bits flipped");
     // A frame is named with what lay in it.
     let packs = files_under(&story.path("repository/main/backups"));
     let pack = packs
@@ -100,10 +100,10 @@ fn check(major: u32) {
 
 #[test]
 fn postgres_15() {
-    check(15);
+    check(15, 25);
 }
 
 #[test]
 fn postgres_18() {
-    check(18);
+    check(18, 5);
 }

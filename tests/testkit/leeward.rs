@@ -99,10 +99,12 @@ impl<'story> Leeward<'story> {
 
     /// The program with these arguments and the repository, not yet started.
     pub fn command(&self, args: &[&str]) -> Command {
-        // The kernel ends the run when the story ends, however that comes about.
+        // The kernel ends the run when the story ends, however that comes about; open files are as scarce as for a
+        // user who never heard of `ulimit`.
         let mut command = Command::new("setpriv");
         command
             .args(["--pdeathsig", "KILL", "--"])
+            .args(["prlimit", "--nofile=1024:", "--"])
             .arg(self.story.program())
             .args(args);
         command.args(["--repository", &self.repository]);
@@ -134,7 +136,7 @@ impl<'story> Leeward<'story> {
         command.stderr(File::create(&err).expect("could not create a file for output"));
         let text = command
             .get_args()
-            .skip(3)
+            .skip(7)
             .map(|arg| arg.to_string_lossy())
             .collect::<Vec<_>>()
             .join(" ");
