@@ -5,8 +5,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
-use leeward_pgformat::BlockNumber;
-use leeward_pgformat::page::PageDamage;
 use leeward_repository::backup_id::BackupId;
 use leeward_repository::file_path::{FilePath, Root};
 use leeward_repository::frame::EncodedFrame;
@@ -16,7 +14,7 @@ use leeward_repository::pack::{FrameLocation, PackInfo, PackWriter};
 use leeward_repository::store::Store;
 use leeward_repository::summary::TablespaceSummary;
 
-use super::source::{Copied, CopiedPiece, Source};
+use super::source::{Copied, CopiedPiece, Damage, Source};
 use crate::error::{Error, Result};
 use crate::event::{Event, Observer};
 use crate::repository;
@@ -26,9 +24,16 @@ use crate::repository;
 pub struct DamagedFile {
     /// Path relative to the data directory.
     pub path: String,
-    /// The damaged blocks, relation-wide, with what is wrong with each.
-    pub blocks: Vec<(BlockNumber, PageDamage)>,
+    /// How many of its pages are damaged.
+    pub pages: u64,
+    /// The damaged blocks, relation-wide, with what is wrong with each; empty once a whole backup has named
+    /// [`LISTED_BLOCKS`]. The manifest has them all.
+    pub blocks: Damage,
 }
+
+/// As many damaged blocks are named in `backup.json` and on the screen at most: a disk that lies throughout must not
+/// take the memory of the host.
+pub const LISTED_BLOCKS: u64 = 100_000;
 
 /// What the collector has to show at the end.
 #[derive(Debug, Default)]
@@ -39,6 +44,8 @@ pub(super) struct Collected {
     pub stored_bytes: u64,
     pub pages_checked: u64,
     pub damaged: Vec<DamagedFile>,
+    /// Blocks named in `damaged` so far.
+    listed_blocks: u64,
     /// Tablespaces as the walk met them.
     pub tablespaces: Vec<TablespaceSummary>,
 }
@@ -65,7 +72,7 @@ struct Open {
     record: FileRecord,
     runs: Vec<Run>,
     end: u64,
-    damage: Vec<(BlockNumber, PageDamage)>,
+    damage: Damage,
     vanished: bool,
 }
 
@@ -199,9 +206,17 @@ impl Collector<'_> {
         collected.tablespaces.extend(tablespace(&record));
         if !file.damage.is_empty() {
             record.damaged = file.damage.iter().map(|(block, _)| block.0).collect();
+            let pages = file.damage.len() as u64;
+            let blocks = if collected.listed_blocks + pages <= LISTED_BLOCKS {
+                collected.listed_blocks += pages;
+                file.damage
+            } else {
+                Damage::new()
+            };
             collected.damaged.push(DamagedFile {
                 path: record.path.to_string(),
-                blocks: file.damage,
+                pages,
+                blocks,
             });
         }
         self.manifest

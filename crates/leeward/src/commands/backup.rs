@@ -61,11 +61,7 @@ fn summary(outcome: &BackupOutcome, started: Instant) -> String {
         format!(
             "{} checked, {} damaged",
             units::count(s.pages_checked),
-            outcome
-                .damaged
-                .iter()
-                .map(|file| file.blocks.len())
-                .sum::<usize>()
+            outcome.damaged.iter().map(|file| file.pages).sum::<u64>()
         )
     } else {
         format!(
@@ -139,8 +135,8 @@ fn lag(position: &Position) -> String {
 
 /// What is damaged: the first blocks of each file, one a line.
 fn damage(files: &[DamagedFile]) -> String {
-    const SHOWN: usize = 20;
-    let total: usize = files.iter().map(|file| file.blocks.len()).sum();
+    const SHOWN: u64 = 20;
+    let total: u64 = files.iter().map(|file| file.pages).sum();
     let mut text = format!(
         "DAMAGED: {total} pages were damaged on the server. The backup stands and is marked; it holds them as they are.\n"
     );
@@ -149,7 +145,7 @@ fn damage(files: &[DamagedFile]) -> String {
             .iter()
             .map(move |(block, damage)| (file, block, damage))
     });
-    for (file, block, damage) in blocks.take(SHOWN) {
+    for (file, block, damage) in blocks.take(SHOWN as usize) {
         text.push_str(&format!("  {} block {block}: {damage}\n", file.path));
     }
     if total > SHOWN {
