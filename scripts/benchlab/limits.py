@@ -51,9 +51,10 @@ def measure_limits():
     try:
         with open(path, "wb") as handle:
             os.posix_fallocate(handle.fileno(), 0, FILE_MIB << 20)
-        write = direct(path, True)
         drop_caches()
-        read = direct(path, False)
+        # The best of three: other guests of the same host only ever make it slower.
+        write = max(direct(path, True) for _ in range(3))
+        read = max(direct(path, False) for _ in range(3))
     except OSError as error:
         raise BenchError(f"{SCRATCH} cannot be read past the page cache: {error}") from None
     remove(path)
