@@ -118,6 +118,8 @@ struct Shared {
     store: Arc<dyn Store>,
     cluster: String,
     state: Mutex<State>,
+    /// Held while the record is on its way to the store and the state does not know it yet.
+    renewing: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -170,6 +172,7 @@ impl Lease {
                 renewed,
                 lost: None,
             }),
+            renewing: Mutex::new(()),
         });
         let (stop, stopped) = channel();
         let renewing = shared.clone();
@@ -264,7 +267,8 @@ impl Shared {
 
     /// Renews the record; whether that worked.
     fn renew(&self) -> bool {
-        // The store is asked without the lock, because it may take long, and `still_held` must not wait for it.
+        let _renewing = self.renewing.lock().unwrap_or_else(PoisonError::into_inner);
+        // The store is asked without the state's lock, because it may take long, and `still_held` must not wait for it.
         let (mut record, place) = {
             let state = self.state();
             if state.lost.is_some() {
@@ -323,7 +327,8 @@ impl Shared {
         let found = match self.store.get(&key) {
             Ok(content) => Record::parse(&key, &content)?,
             Err(error) if error.is_not_found() => {
-                // A claim moves on with each renewal; ask again where it is now.
+                // A claim moves on with each renewal: let one that is under way come to its end, then ask where it is now.
+                drop(self.renewing.lock().unwrap_or_else(PoisonError::into_inner));
                 if self.state().record.renewals != renewals {
                     return self.still_held();
                 }

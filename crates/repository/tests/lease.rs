@@ -244,7 +244,7 @@ fn a_lease_is_renewed_while_it_is_held() {
     for options in [objects(), claims()] {
         let (_folder, store) = store();
         let options = LeaseOptions {
-            ttl: Duration::from_millis(600),
+            ttl: Duration::from_millis(1500),
             ..options
         };
         let lease = acquire(&store, &options).expect("free");
