@@ -15,7 +15,7 @@ fn check(major: u32) {
 
     let slow = Leeward::backup_args(
         &pair.standby,
-        &["--compression", "zstd:12", "--threads", "1"],
+        &["--compression", "zstd:16", "--threads", "1"],
     );
     let mut first = leeward.spawn(&slow);
     wait_until("the first has begun", PATIENCE, || {

@@ -14,7 +14,7 @@ use leeward_tests::server::{Initdb, Server, Stop};
 use leeward_tests::story::Story;
 
 /// A slow backup of small things: long enough to do something meanwhile.
-const SLOW: [&str; 4] = ["--compression", "zstd:12", "--threads", "1"];
+const SLOW: [&str; 4] = ["--compression", "zstd:16", "--threads", "1"];
 
 fn check(major: u32) {
     let story = Story::begin(major);
