@@ -43,6 +43,11 @@ def best(rows):
     return min(row["wall_s"] for row in rows)
 
 
+def others_share(rows):
+    """How much of the machine something outside the bench used: above some percent, wall times say less."""
+    return f"{statistics.median(row['cpu_other_s'] / row['wall_s'] / os.cpu_count() for row in rows):.0%}"
+
+
 def total_cpu(rows):
     """The tool's own CPU and what it made the standby and the primary spend."""
     return statistics.median(sum(row.get(f"cpu_{who}_s", 0) for who in ("tool", "standby", "primary")) for row in rows)
@@ -57,7 +62,7 @@ def comparison(title, rows, tools):
     reference = by_tool.get(REFERENCE)
     backup = title.startswith("Backup")
     head = ["tool", "wall s", "min-max", "ratio", "best/best", "CPU s: tool", "+ servers", "ratio", "RSS MiB: one", "all", "+ standby",
-            "stored MiB" if backup else "restored MiB", "written MB"]
+            "stored MiB" if backup else "restored MiB", "written MB", "others' CPU"]
     lines = []
     for tool in tools:
         found = by_tool.get(tool.key)
@@ -71,10 +76,10 @@ def comparison(title, rows, tools):
             number(middle(found, "cpu_tool_s")), number(cpu - middle(found, "cpu_tool_s")),
             number(cpu / total_cpu(reference), 2) if reference else "-",
             *(number(max(r[f] for r in found), 0) for f in ("rss_largest_mib", "rss_sum_mib", "standby_memory_mib")),
-            number(middle(found, "stored_mib"), 0), number(middle(found, "written_mb"), 0),
+            number(middle(found, "stored_mib"), 0), number(middle(found, "written_mb"), 0), others_share(found),
         ])
     count = min(len(found) for found in by_tool.values())
-    return f"### {title}\n\nMedians of {count} rounds, memory the most of any.\n\n{table(head, lines)}\n"
+    return f"### {title}\n\nMedians of {count} round{'s' if count > 1 else ''}, memory the most of any.\n\n{table(head, lines)}\n"
 
 
 def primary_table(rows, tools):
@@ -121,18 +126,16 @@ def memory_table(rows):
     return f"### Very many files\n\n{table(['leeward', 'wall s', 'CPU s', 'peak RSS MiB', 'MiB'], lines)}\n"
 
 
-def machine_line(versions, rows):
+def machine_line(versions):
     cpu = re.search(r"model name\s*:\s*(.+)", open("/proc/cpuinfo").read())
     memory = int(re.search(r"MemTotal:\s+(\d+)", open("/proc/meminfo").read()).group(1)) / 2**20
-    others = [row["cpu_other_s"] / row["wall_s"] / os.cpu_count() for row in rows]
-    busy = f"; other processes took {statistics.median(others):.0%} of the CPU (median of runs)" if others else ""
     tools = ", ".join(f"{name} {version}" for name, version in versions.items())
     return (f"{time.strftime('%d %B %Y', time.gmtime())}: {os.cpu_count()} CPUs ({cpu.group(1) if cpu else platform.machine()}),"
-            f" {memory:.0f} GiB of memory, Linux {platform.release()}. {tools}{busy}.\n")
+            f" {memory:.0f} GiB of memory, Linux {platform.release()}. {tools}.\n")
 
 
 def render(rows, tools, limits, memory, versions):
-    parts = [machine_line(versions, [row for row in rows if "/" in row["label"]])]
+    parts = [machine_line(versions)]
     for store, name in (("local", "a local directory"), ("s3", "S3")):
         for verb, title in (("backup", f"Backup of the standby into {name}"), ("restore", f"Restore from {name}")):
             parts.append(comparison(title, [r for r in rows if r["label"].endswith(f"/{store}/{verb}")], tools))
