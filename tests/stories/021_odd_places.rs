@@ -44,6 +44,8 @@ fn check(major: u32) {
     pair.primary
         .sql("CREATE TABLE story.came TABLESPACE comes AS SELECT generate_series(1, 500) AS id");
     pair.standby.wait_for(&pair.primary);
+    // The stop LSN is the standby's minimum recovery point, which only a flush moves on.
+    pair.standby.sql("CHECKPOINT");
     running.thaw();
     running.wait().expect(exit::DONE);
     let mut restored = leeward.restored("latest", "changing", &[]);
