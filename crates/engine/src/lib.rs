@@ -10,3 +10,4 @@ mod frames;
 mod parallel;
 mod repository;
 pub mod restore;
+pub mod wal;

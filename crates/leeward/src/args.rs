@@ -123,6 +123,25 @@ pub enum Command {
     Restore(Restore),
     /// Write a backup as tar archives that start without Leeward
     Export(Export),
+    /// Archive WAL, and give it back
+    #[command(subcommand)]
+    Wal(Wal),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Wal {
+    /// Store a WAL file: for archive_command = 'leeward wal push %p'
+    Push {
+        /// The file, as the server names it: %p
+        path: PathBuf,
+    },
+    /// Fetch a WAL file: for restore_command = 'leeward wal get %f %p'
+    Get {
+        /// The file's name: %f
+        name: String,
+        /// Where to put it: %p
+        path: PathBuf,
+    },
 }
 
 #[derive(Debug, ClapArgs)]

@@ -5,6 +5,7 @@ mod export;
 mod list;
 mod restore;
 mod show;
+mod wal;
 
 use std::process::ExitCode;
 
@@ -21,5 +22,6 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
         Command::Show { backup } => show::run(&args.global, &config, &backup),
         Command::Restore(restore) => restore::run(&args.global, &config, restore),
         Command::Export(export) => export::run(&args.global, &config, &export),
+        Command::Wal(wal) => wal::run(&args.global, &config, wal),
     }
 }
