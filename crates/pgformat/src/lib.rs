@@ -6,6 +6,8 @@
 //! | module | what it knows |
 //! | --- | --- |
 //! | [`wal_segment`] | WAL segment names, sizes and the long header on a segment's first page |
+//! | [`wal_scan`] | WAL records: walking and checking them, commits, restore points, checkpoints, the end of WAL |
+//! | [`wal_contents`] | what the records of a stretch of WAL say, in few bytes |
 //! | [`timeline`] | timeline history files: which timeline an LSN belongs to |
 //! | [`control_file`] | `global/pg_control` |
 //! | [`page`] | page header, page checksum, all-zero pages |
@@ -27,7 +29,10 @@ pub mod page;
 pub mod relation;
 pub mod tablespace_map;
 pub mod timeline;
+mod timestamp;
 mod version;
+pub mod wal_contents;
+pub mod wal_scan;
 pub mod wal_segment;
 
 pub use backup_label::BackupLabel;
@@ -40,7 +45,10 @@ pub use page::{PageDamage, PageVerdict};
 pub use relation::{Fork, RelationSegment, TablespaceVersionDirectory};
 pub use tablespace_map::TablespaceMap;
 pub use timeline::TimelineHistory;
+pub use timestamp::TimestampTz;
 pub use version::MajorVersion;
+pub use wal_contents::{RestorePoint, TransactionId, WalContents};
+pub use wal_scan::{WalDamage, WalEvent, WalScanner};
 pub use wal_segment::{WalLongHeader, WalSegmentName, WalSegmentSize};
 
 /// Bytes in a page: `BLCKSZ` of every distributed PostgreSQL (`pg_config.h`). A cluster built with another size is
