@@ -33,7 +33,7 @@ const NEWER_SETTINGS: [(i32, &str); 2] = [
 
 /// A session. Dropping it closes the connection.
 pub struct Connection {
-    session: Session,
+    pub(crate) session: Session,
     description: String,
 }
 
@@ -60,6 +60,69 @@ impl Connection {
         }
         connection.execute_during("prepare the session", &settings)?;
         Ok(connection)
+    }
+
+    /// Opens a physical replication connection; no SQL is understood there (`walsender.c`, `exec_replication_command`).
+    pub(crate) fn connect_for_replication(target: &ConnectTarget) -> Result<Connection, Error> {
+        let mut resolved = target.resolve()?;
+        // What pg_receivewal says too: "replication" is the database of a password file's lines and of pg_hba.conf.
+        for (keyword, value) in [("dbname", "replication"), ("replication", "true")] {
+            resolved
+                .parameters
+                .push((keyword.to_owned(), value.to_owned()));
+        }
+        let session = open(&resolved)?;
+        let description = describe(&session);
+        Ok(Connection {
+            session,
+            description,
+        })
+    }
+
+    /// Runs a replication command, which cannot have parameters, and waits for its rows.
+    pub(crate) fn command_during(
+        &mut self,
+        during: &str,
+        command: &str,
+        timeout: Duration,
+    ) -> Result<Rows, Error> {
+        self.send_command(during, command)?;
+        let answer = self.wait(during, Some(timeout))?;
+        Ok(Rows {
+            answer,
+            during: during.to_owned(),
+        })
+    }
+
+    /// Sends a replication command.
+    pub(crate) fn send_command(&mut self, during: &str, command: &str) -> Result<(), Error> {
+        let command =
+            CString::new(command).map_err(|_| unexpected(during, "it holds a NUL byte"))?;
+        if self.session.send_simple(&command) {
+            Ok(())
+        } else {
+            Err(self.gone(during, None))
+        }
+    }
+
+    /// The next answer to what was sent; `None` after the last.
+    pub(crate) fn next_answer(
+        &mut self,
+        during: &str,
+        timeout: Duration,
+    ) -> Result<Option<Answer>, Error> {
+        if !self.wait_readable(Some(Instant::now() + timeout)) {
+            return Err(Error::Timeout {
+                during: during.to_owned(),
+                after: timeout,
+            });
+        }
+        match self.session.next_answer() {
+            Some(answer) if answer.kind() == AnswerKind::Error => {
+                Err(self.refused(during, &answer))
+            }
+            other => Ok(other),
+        }
     }
 
     /// Runs one statement with text parameters and waits for its answer.
@@ -224,7 +287,7 @@ impl Connection {
         while self.wait_readable(deadline) && self.session.next_answer().is_some() {}
     }
 
-    fn refused(&self, during: &str, answer: &Answer) -> Error {
+    pub(crate) fn refused(&self, during: &str, answer: &Answer) -> Error {
         let severity = answer.field(Field::Severity).unwrap_or_default();
         let sqlstate = answer.field(Field::SqlState).unwrap_or_default();
         let message = answer
@@ -248,7 +311,7 @@ impl Connection {
         }))
     }
 
-    fn gone(&self, during: &str, sqlstate: Option<String>) -> Error {
+    pub(crate) fn gone(&self, during: &str, sqlstate: Option<String>) -> Error {
         let message = one_line(&self.session.error_message());
         let message = if message.is_empty() {
             "the connection is closed".to_owned()
@@ -325,8 +388,8 @@ impl fmt::Debug for CancelHandle {
 
 /// The answer to a query. Rows and columns count from 0.
 pub struct Rows {
-    answer: Answer,
-    during: String,
+    pub(crate) answer: Answer,
+    pub(crate) during: String,
 }
 
 impl Rows {

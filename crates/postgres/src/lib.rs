@@ -6,6 +6,7 @@
 //! | [`connection`] | one session by libpq: query, deadline, cancel |
 //! | [`server_facts`] | what a backup has to know about a server, and what is missing, with the statement that grants it |
 //! | [`backup_session`] | slot, `pg_backup_start`, position, `pg_backup_stop`: one session for a whole backup |
+//! | [`replication`] | WAL as it is written, from a walsender |
 //! | [`bin_directory`] | the programs of a PostgreSQL installation |
 //! | [`throwaway`] | servers to start, promote and stop: for drills, clones and tests |
 //! | [`data_directory`] | the walk over a data directory, and reading its files |
@@ -26,6 +27,7 @@ pub mod error;
 mod libpq;
 mod opening;
 pub mod postmaster_pid;
+pub mod replication;
 pub mod server_facts;
 pub mod target;
 pub mod throwaway;

@@ -283,6 +283,51 @@ impl Session {
         NonNull::new(unsafe { pq::PQgetResult(self.raw.as_ptr()) }).map(Answer)
     }
 
+    /// `PQsetnonblocking`: whether what is sent may wait in libpq's buffer instead of blocking. `false` when libpq refuses.
+    pub(crate) fn set_nonblocking(&mut self, nonblocking: bool) -> bool {
+        // SAFETY: the pointer is valid for the life of self.
+        unsafe { pq::PQsetnonblocking(self.raw.as_ptr(), c_int::from(nonblocking)) == 0 }
+    }
+
+    /// `PQgetCopyData` that does not wait: the next message of a COPY, as far as the input consumed so far holds one.
+    pub(crate) fn next_copy_data(&mut self) -> CopyStep {
+        let mut buffer: *mut c_char = ptr::null_mut();
+        // SAFETY: libpq stores null or a buffer of its own, which the CopyData frees.
+        let length = unsafe { pq::PQgetCopyData(self.raw.as_ptr(), &raw mut buffer, 1) };
+        match (usize::try_from(length), NonNull::new(buffer)) {
+            (Ok(0), _) => CopyStep::Nothing,
+            (Ok(length), Some(start)) => CopyStep::Data(CopyData { start, length }),
+            _ if length == -1 => CopyStep::End,
+            _ => CopyStep::Failed,
+        }
+    }
+
+    /// `PQputCopyData`. `false` when it was not taken: see [`Session::is_bad`].
+    pub(crate) fn put_copy_data(&mut self, message: &[u8]) -> bool {
+        let Ok(length) = c_int::try_from(message.len()) else {
+            return false;
+        };
+        // SAFETY: libpq reads `length` bytes, which outlive the call, and copies them.
+        unsafe { pq::PQputCopyData(self.raw.as_ptr(), message.as_ptr().cast(), length) == 1 }
+    }
+
+    /// `PQputCopyEnd` without an error.
+    pub(crate) fn put_copy_end(&mut self) -> bool {
+        // SAFETY: the pointer is valid for the life of self; a null message means success.
+        unsafe { pq::PQputCopyEnd(self.raw.as_ptr(), ptr::null()) == 1 }
+    }
+
+    /// `PQflush`: `Some(true)` when everything is sent, `Some(false)` when some waits for the socket, `None` when the
+    /// connection broke.
+    pub(crate) fn flush(&mut self) -> Option<bool> {
+        // SAFETY: the pointer is valid for the life of self.
+        match unsafe { pq::PQflush(self.raw.as_ptr()) } {
+            0 => Some(true),
+            1 => Some(false),
+            _ => None,
+        }
+    }
+
     /// Makes what can cancel the running statement from another thread (`PQcancelCreate`).
     pub(crate) fn cancellation(&self) -> Option<Cancellation> {
         // SAFETY: the pointer is valid; the copy that libpq makes is owned by the Cancellation.
@@ -320,7 +365,7 @@ pub(crate) enum AnswerKind {
     Rows,
     /// An error: see [`Answer::field`].
     Error,
-    /// The stream of a COPY, which this client does not speak yet.
+    /// The stream of a COPY: only replication has one.
     Copy,
 }
 
@@ -415,6 +460,41 @@ impl Drop for Answer {
     fn drop(&mut self) {
         // SAFETY: the pointer came from libpq and is not used again.
         unsafe { pq::PQclear(self.0.as_ptr()) }
+    }
+}
+
+/// What [`Session::next_copy_data`] found.
+pub(crate) enum CopyStep {
+    /// One whole message.
+    Data(CopyData),
+    /// Not yet a whole message.
+    Nothing,
+    /// The other side has ended the COPY, or an error did: the next answer says.
+    End,
+    /// The connection broke.
+    Failed,
+}
+
+/// One message of a COPY, in libpq's buffer.
+pub(crate) struct CopyData {
+    start: NonNull<c_char>,
+    length: usize,
+}
+
+// SAFETY: the buffer belongs to this value alone.
+unsafe impl Send for CopyData {}
+
+impl CopyData {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        // SAFETY: libpq handed out a buffer of this length, and nobody else knows it.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr().cast::<u8>(), self.length) }
+    }
+}
+
+impl Drop for CopyData {
+    fn drop(&mut self) {
+        // SAFETY: the buffer came from libpq's malloc and is not used again.
+        unsafe { pq::PQfreemem(self.start.as_ptr().cast()) }
     }
 }
 
