@@ -48,7 +48,7 @@ pub use timeline::TimelineHistory;
 pub use timestamp::TimestampTz;
 pub use version::MajorVersion;
 pub use wal_contents::{RestorePoint, TransactionId, WalContents};
-pub use wal_scan::{WalDamage, WalEvent, WalScanner};
+pub use wal_scan::{WalDamage, WalEvent, WalProblem, WalScanner};
 pub use wal_segment::{WalLongHeader, WalSegmentName, WalSegmentSize};
 
 /// Bytes in a page: `BLCKSZ` of every distributed PostgreSQL (`pg_config.h`). A cluster built with another size is
