@@ -55,3 +55,5 @@ mod story_024_lagging_standby;
 mod story_025_bad_line;
 #[path = "026_as_root.rs"]
 mod story_026_as_root;
+#[path = "029_the_oracle.rs"]
+mod story_029_the_oracle;
