@@ -12,6 +12,19 @@ LEVEL, PROCESSES = 3, 2
 LEEWARD = WORK / "bin/leeward"
 
 
+def s3_environment():
+    """How Leeward finds the bucket."""
+    return {"AWS_ACCESS_KEY_ID": bucket.ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": bucket.SECRET_KEY, "AWS_REGION": bucket.REGION,
+            "AWS_ENDPOINT_URL": bucket.ENDPOINT, "AWS_CA_BUNDLE": str(bucket.AUTHORITY)}
+
+
+def pgbackrest_s3(path):
+    """How pgBackRest finds it: lines of its configuration."""
+    return ["repo1-type=s3", f"repo1-path={path}", f"repo1-s3-bucket={bucket.BUCKET}", "repo1-s3-endpoint=127.0.0.1",
+            f"repo1-storage-port={bucket.TLS_PORT}", f"repo1-storage-ca-file={bucket.AUTHORITY}", "repo1-s3-uri-style=path",
+            f"repo1-s3-region={bucket.REGION}", f"repo1-s3-key={bucket.ACCESS_KEY}", f"repo1-s3-key-secret={bucket.SECRET_KEY}"]
+
+
 class Tool:
     """`sync_*`: what the tool leaves in the page cache counts as its own time, because it does not write it out itself."""
 
@@ -57,11 +70,7 @@ class Leeward(Tool):
     def environment(self):
         # Neither PGHOST nor a password: the server of a data directory is found by its postmaster.pid.
         env = environment(PGUSER=servers.ROLE)
-        if self.store == "s3":
-            env |= {"AWS_ACCESS_KEY_ID": bucket.ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": bucket.SECRET_KEY,
-                    "AWS_REGION": bucket.REGION, "AWS_ENDPOINT_URL": bucket.ENDPOINT,
-                    "AWS_CA_BUNDLE": str(bucket.AUTHORITY)}
-        return env
+        return env | (s3_environment() if self.store == "s3" else {})
 
     def before_backup(self):
         remove(bucket.ROOT / bucket.BUCKET / "leeward" if self.store == "s3" else self.repository)
@@ -89,11 +98,7 @@ class PgBackRest(Tool):
         folder(self.repository)
         where = [f"repo1-path={self.repository}"]
         if self.store == "s3":
-            where = ["repo1-type=s3", "repo1-path=/pgbackrest", f"repo1-s3-bucket={bucket.BUCKET}",
-                     "repo1-s3-endpoint=127.0.0.1", f"repo1-storage-port={bucket.TLS_PORT}",
-                     f"repo1-storage-ca-file={bucket.AUTHORITY}", "repo1-s3-uri-style=path",
-                     f"repo1-s3-region={bucket.REGION}", f"repo1-s3-key={bucket.ACCESS_KEY}",
-                     f"repo1-s3-key-secret={bucket.SECRET_KEY}"]
+            where = pgbackrest_s3("/pgbackrest")
         self.configuration.write_text("\n".join([
             "[global]", *where, "repo1-bundle=y", "repo1-block=y", "repo1-retention-full=1", "expire-auto=n",
             "log-level-console=warn", "log-level-file=off", f"log-path={state['log']}", f"lock-path={state['lock']}",
