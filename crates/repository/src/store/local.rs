@@ -211,6 +211,16 @@ impl Store for LocalStore {
         Ok(content.into())
     }
 
+    fn get_start(&self, key: &Key, limit: u64) -> Result<(Bytes, u64), StoreError> {
+        let (file, size) = self.open(key)?;
+        let length = size.min(limit);
+        let mut content = Vec::with_capacity(usize::try_from(length).unwrap_or(0));
+        file.take(length)
+            .read_to_end(&mut content)
+            .map_err(|error| self.read_error(key, error))?;
+        Ok((content.into(), size))
+    }
+
     fn size(&self, key: &Key) -> Result<u64, StoreError> {
         match fs::metadata(self.path(key)) {
             Ok(metadata) if metadata.is_file() => Ok(metadata.len()),

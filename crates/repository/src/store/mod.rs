@@ -48,6 +48,13 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// [`StoreError::Truncated`] when the object ends before the range does, [`StoreError::NotFound`].
     fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes, StoreError>;
 
+    /// Reads the beginning of an object, at most `limit` bytes (at least one), and tells the object's size: one request
+    /// for what may be small.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] when there is none.
+    fn get_start(&self, key: &Key, limit: u64) -> Result<(Bytes, u64), StoreError>;
+
     /// The object's size in bytes.
     ///
     /// # Errors

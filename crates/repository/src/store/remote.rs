@@ -225,6 +225,25 @@ impl Bucket {
         Ok((content, version))
     }
 
+    /// One attempt to read the beginning of an object, and its size.
+    async fn read_start(&self, path: &Path, limit: u64) -> Result<(Bytes, u64), Failure> {
+        let options = GetOptions {
+            range: Some(GetRange::Bounded(0..limit)),
+            ..GetOptions::default()
+        };
+        let answer = self
+            .wait(self.client.objects.get_opts(path, options))
+            .await?;
+        let answer = answer.map_err(|error| self.classify(error))?;
+        let size = answer.meta.size;
+        let content = self.drain(answer).await?;
+        if content.len() as u64 == size.min(limit) {
+            Ok((content, size))
+        } else {
+            Err(Failure::torn())
+        }
+    }
+
     async fn drain(&self, answer: GetResult) -> Result<Bytes, Failure> {
         let announced = answer.range.end.saturating_sub(answer.range.start);
         let mut body = answer.into_stream();
@@ -483,6 +502,29 @@ impl Store for RemoteStore {
                         wanted_end: range.end,
                         size_bytes,
                     })
+                }
+                Err(failure) => Err(bucket.error("read", key, failure, outcome.attempts)),
+            }
+        })
+    }
+
+    fn get_start(&self, key: &Key, limit: u64) -> Result<(Bytes, u64), StoreError> {
+        let bucket = &self.bucket;
+        let path = bucket.path(key);
+        block_on(async {
+            let limit = limit.max(1);
+            let outcome = bucket
+                .retry
+                .run(None, || bucket.read_start(&path, limit))
+                .await;
+            match outcome.result {
+                Ok(start) => Ok(start),
+                // An empty object has no first byte.
+                Err(failure) if failure.cause == Cause::RangeBeyondEnd => {
+                    match bucket.size(key).await? {
+                        0 => Ok((Bytes::new(), 0)),
+                        _ => Err(bucket.error("read", key, failure, outcome.attempts)),
+                    }
                 }
                 Err(failure) => Err(bucket.error("read", key, failure, outcome.attempts)),
             }

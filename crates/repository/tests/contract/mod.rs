@@ -54,6 +54,10 @@ fn absent_objects(store: &dyn Store) {
         Err(StoreError::NotFound { .. })
     ));
     assert!(matches!(
+        store.get_start(&absent, 10),
+        Err(StoreError::NotFound { .. })
+    ));
+    assert!(matches!(
         store.size(&absent),
         Err(StoreError::NotFound { .. })
     ));
@@ -82,6 +86,20 @@ fn small_objects(store: &dyn Store) {
     );
     assert_eq!(store.get_range(&place, 4..4).expect("read").len(), 0);
 
+    for (limit, expected) in [
+        (1, "0"),
+        (9, "012345678"),
+        (10, "0123456789"),
+        (11, "0123456789"),
+        (1 << 40, "0123456789"),
+    ] {
+        assert_eq!(
+            store.get_start(&place, limit).expect("read"),
+            (Bytes::from_static(expected.as_bytes()), 10),
+            "limit {limit}"
+        );
+    }
+
     for range in [8..11, 0..u64::MAX / 4, 10..11, 50..60] {
         match store.get_range(&place, range.clone()) {
             Err(StoreError::Truncated {
@@ -107,6 +125,11 @@ fn small_objects(store: &dyn Store) {
     store.create(&empty, Bytes::new()).expect("created");
     assert_eq!(store.get(&empty).expect("read").len(), 0);
     assert_eq!(store.size(&empty).expect("known"), 0);
+    assert_eq!(
+        store.get_start(&empty, 5).expect("read"),
+        (Bytes::new(), 0),
+        "an empty object has a beginning too"
+    );
 }
 
 fn replacing(store: &dyn Store) {
@@ -169,6 +192,9 @@ fn uploads(store: &dyn Store) {
             store.get(&place).expect("read")[..] == content[..],
             "{name} came back differently"
         );
+        let (start, size) = store.get_start(&place, 10 << 20).expect("read");
+        assert_eq!(size, length as u64);
+        assert!(start[..] == content[..length.min(10 << 20)], "{name}");
 
         let mut again = store.upload(&place).expect("begun");
         again.write(&bytes(length + 1, 8)).expect("written");
