@@ -102,7 +102,10 @@ impl From<RepositoryError> for Error {
             // Objects of a listed backup do not go missing by themselves.
             RepositoryError::Store(e) if e.is_not_found() => return missing(&error),
             _ if error.is_damage() => ErrorKind::Damaged,
-            RepositoryError::ClusterMismatch { .. } => ErrorKind::Refused,
+            RepositoryError::ClusterMismatch { .. }
+            | RepositoryError::WalConflict { .. }
+            | RepositoryError::WalUnfinished { .. }
+            | RepositoryError::WalRefused { .. } => ErrorKind::Refused,
             RepositoryError::InvalidClusterName { .. }
             | RepositoryError::NoBackup { .. }
             | RepositoryError::NoCluster { .. }

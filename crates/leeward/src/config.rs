@@ -24,6 +24,7 @@ struct File {
     repository: RepositorySection,
     cluster: ClusterSection,
     backup: BackupSection,
+    wal: WalSection,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -72,6 +73,13 @@ struct BackupSection {
     threads: Option<usize>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct WalSection {
+    compression: Option<String>,
+    prefetch_bytes: Option<u64>,
+}
+
 /// What holds for this call, from all its sources.
 #[derive(Debug)]
 pub struct Config {
@@ -84,6 +92,10 @@ pub struct Config {
     pub from: Option<BackupFrom>,
     pub compression: Option<Compression>,
     pub threads: Option<usize>,
+    /// How archived WAL is compressed.
+    pub wal_compression: Option<Compression>,
+    /// How much WAL is fetched ahead of a server in recovery.
+    pub prefetch_bytes: Option<u64>,
 }
 
 impl Config {
@@ -100,6 +112,10 @@ impl Config {
             text.parse::<Compression>()
                 .map_err(|e| usage(format!("could not read [backup] compression: {e}")))
         });
+        let wal_compression = file.wal.compression.map(|text| {
+            text.parse::<Compression>()
+                .map_err(|e| usage(format!("could not read [wal] compression: {e}")))
+        });
         Ok(Self {
             url: global.repository.clone().or(options.0),
             options: options.1.overridden_by(|name| std::env::var(name).ok()),
@@ -109,18 +125,26 @@ impl Config {
             from: from.transpose()?,
             compression: compression.transpose()?,
             threads: file.backup.threads,
+            wal_compression: wal_compression.transpose()?,
+            prefetch_bytes: file.wal.prefetch_bytes,
+        })
+    }
+
+    /// The repository's address.
+    pub fn url(&self) -> Result<RepositoryUrl, Error> {
+        let text = self.url.as_deref().ok_or_else(|| {
+            Error::new(ErrorKind::Usage, "no repository given")
+                .hint(format!("Name it with --repository URL, LEEWARD_REPOSITORY, or url under [repository] in {DEFAULT_FILE}."))
+        })?;
+        absolute(text).parse().map_err(|e| {
+            Error::new(ErrorKind::Usage, "could not read the repository's URL")
+                .because(Box::new(e) as Box<dyn std::error::Error + Send + Sync>)
         })
     }
 
     /// Opens the repository's store.
     pub fn store(&self) -> Result<Arc<dyn Store>, Error> {
-        let text = self.url.as_deref().ok_or_else(|| {
-            Error::new(ErrorKind::Usage, "no repository given")
-                .hint(format!("Name it with --repository URL, LEEWARD_REPOSITORY, or url under [repository] in {DEFAULT_FILE}."))
-        })?;
-        let url: RepositoryUrl = absolute(text).parse().map_err(|e| {
-            Error::new(ErrorKind::Usage, "could not read the repository's URL").because(e)
-        })?;
+        let url = self.url()?;
         store::open(&url, &self.options).map_err(|e| {
             let hint = e.hint();
             let error = Error::new(ErrorKind::Usage, e.to_string());

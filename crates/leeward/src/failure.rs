@@ -11,6 +11,10 @@ use crate::json;
 /// The exit code of a command that found stored data or pages damaged.
 pub const DAMAGED: u8 = 4;
 
+/// The exit code of every failure of a `restore_command`: above 125 the server stops, instead of taking it for the end of
+/// WAL.
+pub const RESTORE_COMMAND: u8 = 126;
+
 /// A command's failure.
 #[derive(Debug)]
 pub struct Failure(Error);

@@ -11,15 +11,47 @@ mod progress;
 mod table;
 mod units;
 
+use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 
 use clap::Parser;
 
+use crate::commands::wal::may_be_restore_command;
+
 fn main() -> ExitCode {
+    if may_be_restore_command(std::env::args_os()) {
+        // A bug must not look like the end of WAL either; what it was has been said where it happened.
+        return std::panic::catch_unwind(AssertUnwindSafe(run_as_restore_command))
+            .unwrap_or(ExitCode::from(failure::RESTORE_COMMAND));
+    }
     let args = args::Args::parse();
     let json = args.global.json;
     match commands::run(args) {
         Ok(code) => code,
         Err(failure) => failure.report(json),
+    }
+}
+
+fn run_as_restore_command() -> ExitCode {
+    let failed = ExitCode::from(failure::RESTORE_COMMAND);
+    let args = match args::Args::try_parse() {
+        Ok(args) => args,
+        Err(e) => {
+            // Also prints help and version where they were asked for, which are no failures.
+            let _ = e.print();
+            return if e.use_stderr() {
+                failed
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    let json = args.global.json;
+    match commands::run(args) {
+        Ok(code) => code,
+        Err(failure) => {
+            let _ = failure.report(json);
+            failed
+        }
     }
 }

@@ -143,15 +143,7 @@ impl Repository {
     /// # Errors
     /// [`RepositoryError::InvalidClusterName`].
     pub fn cluster(&self, name: &str) -> Result<Cluster, RepositoryError> {
-        if !is_cluster_name(name) {
-            return Err(RepositoryError::InvalidClusterName {
-                name: name.to_owned(),
-            });
-        }
-        Ok(Cluster {
-            store: Arc::clone(&self.store),
-            name: name.to_owned(),
-        })
+        Cluster::assumed(Arc::clone(&self.store), name)
     }
 
     /// The names of all clusters, sorted.
@@ -194,6 +186,22 @@ fn exists(store: &dyn Store, key: &Key) -> Result<bool, RepositoryError> {
 const CLAIM_ATTEMPTS: u32 = 10;
 
 impl Cluster {
+    /// The folder of the cluster `name`, without asking whether there is a repository: for who has looked before.
+    ///
+    /// # Errors
+    /// [`RepositoryError::InvalidClusterName`].
+    pub fn assumed(store: Arc<dyn Store>, name: &str) -> Result<Cluster, RepositoryError> {
+        if !is_cluster_name(name) {
+            return Err(RepositoryError::InvalidClusterName {
+                name: name.to_owned(),
+            });
+        }
+        Ok(Cluster {
+            store,
+            name: name.to_owned(),
+        })
+    }
+
     /// Its name in the repository.
     #[must_use]
     pub fn name(&self) -> &str {

@@ -1,0 +1,451 @@
+//! `restore_command`: one WAL file out of the repository. What the prefetcher has brought is taken from the spool;
+//! everything else is fetched here.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use leeward_pgformat::SystemIdentifier;
+use leeward_pgformat::control_file::ControlFile;
+use leeward_pgformat::wal_segment::{
+    WalSegmentName, WalSegmentSize, is_backup_history_file_name, is_history_file_name,
+    is_wal_segment_name,
+};
+use leeward_repository::catalog::{Cluster, Repository};
+use leeward_repository::repository_error::RepositoryError;
+use leeward_repository::store::Store;
+use leeward_repository::url::RepositoryUrl;
+use leeward_repository::wal_archive::WalArchive;
+
+use super::backup_wal::{BackupWal, Cache, file_in_backups, in_backups};
+use super::fetched::{Fetched, Take};
+use super::server::ServerDirectories;
+use crate::error::{Error, ErrorKind, Result};
+use crate::repository::doing;
+
+/// What is wanted, and from where.
+#[derive(Clone, Debug)]
+pub struct GetOptions {
+    /// The repository, which is opened only if the spool does not hold the file.
+    pub repository: RepositoryUrl,
+    /// The cluster's name in it.
+    pub cluster: String,
+    /// The file's name (`%f`).
+    pub name: String,
+    /// Where it is wanted (`%p`).
+    pub path: PathBuf,
+    /// Whether to fetch ahead.
+    pub prefetch: bool,
+}
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GetOutcome {
+    /// The file is where it was wanted.
+    Found,
+    /// The repository holds no such file: proven, not assumed.
+    Absent,
+}
+
+/// What a process that fetches ahead is told when it is started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PrefetchCall {
+    /// Where its files go.
+    pub folder: PathBuf,
+    /// The WAL segment that the server has; what comes after it is to be fetched.
+    pub after: String,
+    /// The size of the cluster's WAL segments, in bytes.
+    pub segment_size_bytes: u64,
+}
+
+/// How the caller does what depends on the program: open the store, and start the process that fetches ahead.
+#[derive(Clone, Copy)]
+pub struct GetMeans<'a> {
+    /// Opens the store.
+    pub open: &'a dyn Fn() -> Result<Arc<dyn Store>>,
+    /// Starts a process of its own that calls [`super::prefetch`].
+    pub start: &'a dyn Fn(&PrefetchCall) -> io::Result<()>,
+}
+
+/// Brings one WAL file to where the server wants it.
+///
+/// # Errors
+/// Everything but the file and its proven absence; also a hole: where the archive holds later WAL of the timeline, and
+/// the end of recovery would be a silent loss.
+pub fn get(means: GetMeans<'_>, options: &GetOptions) -> Result<GetOutcome> {
+    let name = options.name.as_str();
+    let server = ServerDirectories::around(&options.path);
+    let control = server.control_file();
+    // A name alone does not tell the size of segments; names of any size are read as those of the smallest.
+    let size = match &control {
+        Some(control) => control.wal_segment_size,
+        None => WalSegmentSize::new(1 << 20).unwrap_or(WalSegmentSize::DEFAULT),
+    };
+    let spool = control.as_ref().and_then(|control| {
+        let in_pg_wal = server.archive_status().is_dir();
+        in_pg_wal.then(|| {
+            Fetched::new(
+                &server.spool(),
+                &options.repository.to_string(),
+                &options.cluster,
+                control.system_identifier,
+            )
+        })
+    });
+    let get = Get {
+        means,
+        options,
+        server,
+        control,
+        spool,
+    };
+    if is_history_file_name(name) || is_backup_history_file_name(name) {
+        return get.file();
+    }
+    if !is_wal_segment_name(name) {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            format!("\"{name}\" is not the name of a WAL file"),
+        )
+        .hint("Set restore_command = 'leeward wal get %f %p'."));
+    }
+    let segment = WalSegmentName::parse(name, size).ok_or_else(|| {
+        Error::new(
+            ErrorKind::Usage,
+            format!("there is no WAL segment \"{name}\" where segments have {size}"),
+        )
+    })?;
+    get.segment(segment, size)
+}
+
+struct Get<'a> {
+    means: GetMeans<'a>,
+    options: &'a GetOptions,
+    server: ServerDirectories,
+    control: Option<ControlFile>,
+    spool: Option<Fetched>,
+}
+
+impl Get<'_> {
+    fn segment(&self, segment: WalSegmentName, size: WalSegmentSize) -> Result<GetOutcome> {
+        let path = &self.options.path;
+        if let Some(spool) = &self.spool {
+            match spool.take(&self.options.name, path) {
+                Ok(Take::Taken) => {
+                    if !spool.has_prefetcher() {
+                        self.fetch_ahead(size);
+                    }
+                    return Ok(GetOutcome::Found);
+                }
+                Ok(Take::NotThere) => {}
+                Err(e) => return Err(unwritable(path, e)),
+            }
+        }
+        let store = (self.means.open)()?;
+        let cluster = Cluster::assumed(store, &self.options.cluster)?;
+        let archive = WalArchive::new(&cluster);
+        if self.whole(&archive, segment, size)? {
+            self.fetch_ahead(size);
+            return Ok(GetOutcome::Found);
+        }
+        if self.beginning(&archive, &cluster, segment, size)? {
+            return Ok(GetOutcome::Found);
+        }
+        self.verify(&cluster)?;
+        self.refuse_a_hole(&archive, segment, size)?;
+        Ok(GetOutcome::Absent)
+    }
+
+    /// Starts the prefetcher, or lets it run on. It is a convenience: nothing depends on whether it can be started.
+    fn fetch_ahead(&self, size: WalSegmentSize) {
+        let Some(spool) = self.spool.as_ref().filter(|_| self.options.prefetch) else {
+            return;
+        };
+        if spool.has_prefetcher() {
+            spool.want(&self.options.name);
+            return;
+        }
+        let call = PrefetchCall {
+            folder: spool.folder().to_owned(),
+            after: self.options.name.clone(),
+            segment_size_bytes: size.bytes(),
+        };
+        if spool.make().is_ok() {
+            let _ = (self.means.start)(&call);
+        }
+    }
+
+    /// The whole segment, from the archive.
+    fn whole(
+        &self,
+        archive: &WalArchive,
+        segment: WalSegmentName,
+        size: WalSegmentSize,
+    ) -> Result<bool> {
+        let mut target = Target::create(self)?;
+        let info = archive
+            .read_segment(segment, size, &mut target.file)
+            .map_err(|e| self.failed(e))?;
+        let Some(info) = info else { return Ok(false) };
+        self.check_owner(info.facts.system_identifier)?;
+        target.place()?;
+        Ok(true)
+    }
+
+    /// The beginning of the segment, from pieces or from a backup, whichever goes further; padded with zeros, where
+    /// recovery stops as at the end of WAL.
+    fn beginning(
+        &self,
+        archive: &WalArchive,
+        cluster: &Cluster,
+        segment: WalSegmentName,
+        size: WalSegmentSize,
+    ) -> Result<bool> {
+        let mut pieces = Target::create(self)?;
+        let pieces_end = archive
+            .read_pieces(segment, size, &mut pieces.file)
+            .map_err(|e| self.failed(e))?;
+        let cache = self.cache_file();
+        let found = in_backups(cluster, self.cache(cache.as_deref()), segment, size)?;
+        let found = found.filter(|found| pieces_end.is_none_or(|end| found.end > end));
+        let (target, end) = match (found, pieces_end) {
+            (Some(found), _) => {
+                drop(pieces);
+                (self.from_backup(cluster, &found)?, found.end)
+            }
+            (None, Some(end)) => {
+                self.verify(cluster)?;
+                (pieces, end)
+            }
+            (None, None) => return Ok(false),
+        };
+        let missing = segment.end_lsn(size) - end.min(segment.end_lsn(size));
+        target.place_padded(size.bytes(), missing)?;
+        Ok(true)
+    }
+
+    fn cache_file(&self) -> Option<PathBuf> {
+        Some(self.spool.as_ref()?.folder().join("backups"))
+    }
+
+    fn cache<'b>(&self, file: Option<&'b Path>) -> Option<Cache<'b>> {
+        file.map(|file| Cache {
+            file,
+            lately_will_do: self.is_standby(),
+        })
+    }
+
+    fn from_backup(&self, cluster: &Cluster, found: &BackupWal) -> Result<Target> {
+        let mut target = Target::create(self)?;
+        let owner = found
+            .read(cluster, &mut target.file)
+            .map_err(|e| self.failed(e))?;
+        self.check_owner(owner)?;
+        Ok(target)
+    }
+
+    fn check_owner(&self, found: SystemIdentifier) -> Result<()> {
+        match &self.control {
+            Some(control) if control.system_identifier != found => {
+                Err(RepositoryError::ClusterMismatch {
+                    cluster: self.options.cluster.clone(),
+                    recorded: found,
+                    found: control.system_identifier,
+                }
+                .into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// That nothing is there says something only of the right place.
+    fn verify(&self, cluster: &Cluster) -> Result<()> {
+        let standby = self.is_standby();
+        if let Some(spool) = self.spool.as_ref().filter(|_| standby)
+            && spool.verified_lately()
+        {
+            return Ok(());
+        }
+        verify(cluster, self.control.as_ref())?;
+        if let Some(spool) = self.spool.as_ref().filter(|_| standby) {
+            spool.note_verified();
+        }
+        Ok(())
+    }
+
+    fn is_standby(&self) -> bool {
+        self.server.data.join("standby.signal").exists()
+    }
+
+    /// Where the archive holds later WAL of the same timeline, this is not the end but a hole. A standby may still get
+    /// the WAL from its primary; a server that has the segment itself needs no archive.
+    fn refuse_a_hole(
+        &self,
+        archive: &WalArchive,
+        segment: WalSegmentName,
+        size: WalSegmentSize,
+    ) -> Result<()> {
+        let name = &self.options.name;
+        if self.is_standby() || self.server.wal.join(name).is_file() {
+            return Ok(());
+        }
+        // Having asked for the newest timeline's segment, the server asks for the same of its ancestors, which may well
+        // have gone on after they were left (XLogFileReadAnyTLI, xlogrecovery.c).
+        let newer_was_asked_for = self.spool.as_ref().is_some_and(|spool| {
+            let last = spool.last_absent();
+            spool.note_absent(name);
+            let last = last.and_then(|last| WalSegmentName::parse(&last, size));
+            last.is_some_and(|last| {
+                last.number == segment.number && last.timeline > segment.timeline
+            })
+        });
+        if newer_was_asked_for {
+            return Ok(());
+        }
+        let holdings = archive
+            .timeline_holdings(segment.timeline, size)
+            .map_err(|e| self.failed(e))?;
+        let after = segment.number + 1;
+        let segments = holdings.segments.runs().find(|run| run.end > after);
+        let segments = segments.map(|run| run.start.max(after));
+        let pieces = holdings
+            .pieces
+            .range(after..)
+            .next()
+            .map(|(number, _)| *number);
+        let Some(next) = [segments, pieces].into_iter().flatten().min() else {
+            return Ok(());
+        };
+        let next = WalSegmentName {
+            number: next,
+            ..segment
+        };
+        Err(Error::new(
+            ErrorKind::Damaged,
+            format!(
+                "WAL segment \"{name}\" is missing from the archive, which goes on with \"{}\": recovery cannot pass this hole",
+                next.name(size)
+            ),
+        )
+        .hint("Bring the missing segments from another server's pg_wal (leeward wal push), restore a backup that begins behind the hole, or set a recovery target before it."))
+    }
+
+    /// History files and backup history files: small, asked for once.
+    fn file(&self) -> Result<GetOutcome> {
+        let name = &self.options.name;
+        let store = (self.means.open)()?;
+        let cluster = Cluster::assumed(store, &self.options.cluster)?;
+        // Such a file does not say whose it is, and its absence says something only of the right place.
+        self.verify(&cluster)?;
+        let archived = WalArchive::new(&cluster).read_file(name);
+        let content = match archived.map_err(|e| self.failed(e))? {
+            Some(content) => content,
+            None => {
+                let cache = self.cache_file();
+                match file_in_backups(&cluster, self.cache(cache.as_deref()), name)? {
+                    Some(content) => content,
+                    None => return Ok(GetOutcome::Absent),
+                }
+            }
+        };
+        let mut target = Target::create(self)?;
+        target
+            .file
+            .write_all(&content)
+            .map_err(|e| unwritable(&target.path, e))?;
+        target.place()?;
+        Ok(GetOutcome::Found)
+    }
+
+    fn failed(&self, e: RepositoryError) -> Error {
+        doing(
+            &format!("could not get WAL file \"{}\"", self.options.name),
+            e,
+        )
+    }
+}
+
+/// There is a repository, the cluster is in it, and it is this server's.
+fn verify(cluster: &Cluster, control: Option<&ControlFile>) -> Result<()> {
+    let Some(file) = cluster.file()? else {
+        Repository::open(Arc::clone(cluster.store()))?;
+        return Err(RepositoryError::NoCluster {
+            cluster: cluster.name().to_owned(),
+        }
+        .into());
+    };
+    match control {
+        Some(control) if control.system_identifier != file.system_identifier => {
+            Err(RepositoryError::ClusterMismatch {
+                cluster: cluster.name().to_owned(),
+                recorded: file.system_identifier,
+                found: control.system_identifier,
+            }
+            .into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A file on its way to where it is wanted: it appears there whole.
+struct Target {
+    path: PathBuf,
+    file: File,
+    wanted: PathBuf,
+}
+
+impl Target {
+    fn create(get: &Get<'_>) -> Result<Self> {
+        if let Some(spool) = &get.spool
+            && let Ok((path, file)) = spool
+                .make()
+                .and_then(|()| spool.own_file(&get.options.name))
+        {
+            return Ok(Self {
+                path,
+                file,
+                wanted: get.options.path.clone(),
+            });
+        }
+        Self::beside(&get.options.path)
+    }
+
+    fn beside(wanted: &Path) -> Result<Self> {
+        let mut path = wanted.as_os_str().to_owned();
+        path.push(format!(".leeward-{}", std::process::id()));
+        let path = PathBuf::from(path);
+        let file = super::fetched::create(&path).map_err(|e| unwritable(&path, e))?;
+        Ok(Self {
+            path,
+            file,
+            wanted: wanted.to_owned(),
+        })
+    }
+
+    /// `missing` of its `size` bytes are to be zeros.
+    fn place_padded(mut self, size: u64, missing: u64) -> Result<()> {
+        // Written, not left as a hole: the server uses the file again for WAL to come, and counts on its space.
+        let zeros = io::repeat(0).take(missing);
+        let padded = self
+            .file
+            .seek(SeekFrom::Start(size - missing))
+            .and_then(|_| io::copy(&mut { zeros }, &mut self.file));
+        padded.map_err(|e| unwritable(&self.path, e))?;
+        self.place()
+    }
+
+    fn place(self) -> Result<()> {
+        super::fetched::hand_over(&self.path, &self.wanted).map_err(|e| unwritable(&self.wanted, e))
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn unwritable(path: &Path, e: io::Error) -> Error {
+    Error::failed(format!("could not write \"{}\"", path.display())).because(e)
+}

@@ -1,0 +1,69 @@
+//! The server that a WAL file belongs to, as far as its directory tells: `archive_command` and `restore_command` run in
+//! the data directory and name files relative to it.
+
+use std::path::{Path, PathBuf};
+
+use leeward_pgformat::control_file::ControlFile;
+use leeward_postgres::data_directory::DataDirectory;
+
+/// The directories around a WAL file.
+#[derive(Debug)]
+pub(super) struct ServerDirectories {
+    /// Where the file lies, or is wanted: `pg_wal`, if it is a server's.
+    pub wal: PathBuf,
+    /// The data directory, if that is where `wal` lies. A linked `pg_wal` is found, since names are taken as they are.
+    pub data: PathBuf,
+}
+
+impl ServerDirectories {
+    /// Those around the WAL file `path`.
+    pub(super) fn around(path: &Path) -> Self {
+        let wal = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        let data = match wal.parent() {
+            Some(_) if wal.ends_with("..") || wal.as_os_str() == "." => wal.join(".."),
+            Some(parent) if parent.as_os_str().is_empty() => PathBuf::from("."),
+            Some(parent) => parent.to_owned(),
+            None => wal.join(".."),
+        };
+        Self { wal, data }
+    }
+
+    /// The control file; `None` where there is none that can be read.
+    pub(super) fn control_file(&self) -> Option<ControlFile> {
+        let (control, _) = DataDirectory::open(&self.data).ok()?.control_file().ok()?;
+        Some(control)
+    }
+
+    /// The directory in which the server notes what it wants archived, if there is one beside the file.
+    pub(super) fn archive_status(&self) -> PathBuf {
+        self.wal.join("archive_status")
+    }
+
+    /// The spool: our own folder beside the WAL, on the file system to which files are handed over.
+    pub(super) fn spool(&self) -> PathBuf {
+        self.wal.join("leeward")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_things_lie() {
+        for (path, wal, data) in [
+            ("pg_wal/1", "pg_wal", "."),
+            ("/data/pg_wal/1", "/data/pg_wal", "/data"),
+            ("1", ".", "./.."),
+            ("../1", "..", "../.."),
+            ("/1", "/", "/.."),
+        ] {
+            let found = ServerDirectories::around(Path::new(path));
+            assert_eq!(found.wal, Path::new(wal), "{path}");
+            assert_eq!(found.data, Path::new(data), "{path}");
+        }
+    }
+}
