@@ -105,7 +105,7 @@ impl WalScanner {
             switched_at: None,
             end: None,
         };
-        if start.0 % PAGE != 0 {
+        if !start.0.is_multiple_of(PAGE) {
             scanner.end_at(start, WalProblem::Start { start });
         }
         scanner
@@ -393,9 +393,10 @@ impl WalScanner {
         self.contents.end = Some(end);
         if header.is_switch() {
             self.switched_at = Some(end);
-            self.state = State::Unused;
             // A switch in the last bytes of a segment leaves nothing unused.
-            self.leave_unused();
+            if self.known.segment_size.offset(end) != 0 {
+                self.state = State::Unused;
+            }
         }
         if let Some(event) = body.and_then(|body| body.event(begin, end)) {
             self.contents.note(&event);
@@ -478,5 +479,4 @@ const fn aligned(lsn: Lsn) -> Lsn {
 }
 
 #[cfg(test)]
-#[path = "wal_scan_tests.rs"]
 mod tests;
