@@ -1,15 +1,18 @@
 //! One WAL segment or timeline history file as an object: an ordinary zstd stream between two skippable zstd frames
 //! with our metadata, so that `zstd -d` restores it without us. The bytes are drawn in `docs/format.md`.
 
+mod contents;
+
 use std::io::{Read, Write};
 use std::ops::Range;
 
 use bytes::Bytes;
-use leeward_pgformat::{SystemIdentifier, TimelineId};
+use leeward_pgformat::{SystemIdentifier, TimelineId, WalContents};
 use zstd::zstd_safe::{
     self, CCtx, CParameter, DCtx, DParameter, InBuffer, OutBuffer, zstd_sys::ZSTD_EndDirective,
 };
 
+use self::contents::CONTENTS_LIMIT;
 use crate::codec::CompressionError;
 use crate::fields::Fields;
 use crate::hash::{Hash, Hasher};
@@ -26,7 +29,7 @@ pub struct WalFacts {
 }
 
 /// A WAL object as stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WalObjectInfo {
     /// What it says of itself.
     pub facts: WalFacts,
@@ -38,6 +41,29 @@ pub struct WalObjectInfo {
     pub plain_hash: Hash,
     /// BLAKE3 of the object but for the 32 bytes at its end, which are this hash.
     pub stored_hash: Hash,
+    /// What the records in it say, where the writer knew.
+    pub contents: Option<WalContents>,
+}
+
+/// The plain bytes of a WAL object and, once they are read, what they say.
+pub trait WalSource: Read {
+    /// Asked once, after the last byte: what the records say; `None` where there are none, as in history files.
+    fn contents(&mut self) -> Option<WalContents>;
+}
+
+/// A source that knows nothing of records.
+struct WithoutContents<'a>(&'a mut dyn Read);
+
+impl Read for WithoutContents<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.0.read(buffer)
+    }
+}
+
+impl WalSource for WithoutContents<'_> {
+    fn contents(&mut self) -> Option<WalContents> {
+        None
+    }
 }
 
 /// The most plain bytes of a WAL segment (`wal_segment_size` of 1 GiB).
@@ -69,8 +95,22 @@ pub fn write_wal_object(
     plain: &mut dyn Read,
     level: i32,
 ) -> Result<WalObjectInfo, RepositoryError> {
+    write_wal_object_with_contents(store, key, facts, &mut WithoutContents(plain), level)
+}
+
+/// As [`write_wal_object`], for WAL whose records were looked at.
+///
+/// # Errors
+/// As [`write_wal_object`].
+pub fn write_wal_object_with_contents(
+    store: &dyn Store,
+    key: &Key,
+    facts: WalFacts,
+    plain: &mut dyn WalSource,
+    level: i32,
+) -> Result<WalObjectInfo, RepositoryError> {
     let mut upload = store.upload(key)?;
-    let info = encode_wal_object(key.as_str(), facts, plain, level, &mut |bytes| {
+    let info = encode_wal_object_with_contents(key.as_str(), facts, plain, level, &mut |bytes| {
         Ok(upload.write(bytes)?)
     })?;
     upload.finish()?;
@@ -85,6 +125,20 @@ pub fn encode_wal_object(
     object: &str,
     facts: WalFacts,
     plain: &mut dyn Read,
+    level: i32,
+    write: &mut dyn FnMut(&[u8]) -> Result<(), RepositoryError>,
+) -> Result<WalObjectInfo, RepositoryError> {
+    encode_wal_object_with_contents(object, facts, &mut WithoutContents(plain), level, write)
+}
+
+/// As [`encode_wal_object`], for WAL whose records were looked at.
+///
+/// # Errors
+/// As [`encode_wal_object`].
+pub fn encode_wal_object_with_contents(
+    object: &str,
+    facts: WalFacts,
+    plain: &mut dyn WalSource,
     level: i32,
     write: &mut dyn FnMut(&[u8]) -> Result<(), RepositoryError>,
 ) -> Result<WalObjectInfo, RepositoryError> {
@@ -152,6 +206,10 @@ pub fn encode_wal_object(
         }
     }
 
+    let contents = plain.contents();
+    if let Some(contents) = &contents {
+        emit(&contents::encode(contents), &mut stored_hash)?;
+    }
     let plain_hash = plain_hash.finish();
     let mut tail = Vec::with_capacity(TAIL_BYTES);
     tail.extend_from_slice(&SKIPPABLE_MAGIC.to_le_bytes());
@@ -170,11 +228,12 @@ pub fn encode_wal_object(
         stored_length: stored_length + TAIL_BYTES as u64,
         plain_hash,
         stored_hash,
+        contents,
     })
 }
 
 /// Reads until the buffer is full or there is no more.
-fn fill(from: &mut dyn Read, buffer: &mut [u8]) -> std::io::Result<usize> {
+fn fill(from: &mut dyn WalSource, buffer: &mut [u8]) -> std::io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
         match from.read(&mut buffer[filled..]) {
@@ -218,7 +277,7 @@ pub fn read_wal_object(
 }
 
 /// As [`read_wal_object`], getting the object's bytes from `read`.
-fn decode_wal_object(
+pub(crate) fn decode_wal_object(
     object: &str,
     stored_length: u64,
     read: &mut dyn FnMut(Range<u64>) -> Result<Bytes, RepositoryError>,
@@ -238,7 +297,7 @@ fn decode_wal_object(
     let mut chunk_start = if stored_length <= READ_BYTES {
         0
     } else {
-        stream_end
+        stream_end - CONTENTS_LIMIT as u64
     };
     let mut chunk = read(chunk_start..stored_length)?;
     let raw_tail = chunk.slice((stream_end - chunk_start) as usize..);
@@ -249,6 +308,8 @@ fn decode_wal_object(
             &format!("impossible lengths for an object of {stored_length} bytes"),
         ));
     }
+
+    let contents = contents::decode_at_end(&chunk[..(stream_end - chunk_start) as usize]);
 
     let mut stored_hash = Hasher::new();
     let mut plain_hash = Hasher::new();
@@ -312,7 +373,34 @@ fn decode_wal_object(
         stored_length,
         plain_hash: tail.plain_hash,
         stored_hash: tail.stored_hash,
+        contents: contents.map_err(|problem| damaged("contents", problem))?,
     })
+}
+
+/// What the records in an object of `stored_length` bytes say, by one ranged read of its end; `None` where it does not
+/// tell. Proven by a hash of its own, not by the WAL.
+///
+/// # Errors
+/// [`RepositoryError::Damaged`], those of the store.
+pub fn read_wal_object_contents(
+    store: &dyn Store,
+    key: &Key,
+    stored_length: u64,
+) -> Result<Option<WalContents>, RepositoryError> {
+    let begin = stored_length.saturating_sub((CONTENTS_LIMIT + TAIL_BYTES) as u64);
+    let end = store.get_range(key, begin..stored_length)?;
+    let (before, tail) = end
+        .split_last_chunk::<TAIL_BYTES>()
+        .ok_or_else(|| RepositoryError::damaged(key, "tail", "too short"))?;
+    if Tail::decode(tail).is_none_or(|tail| tail.stored_length != stored_length) {
+        return Err(RepositoryError::damaged(
+            key,
+            "tail",
+            "does not begin as one, or is another object's",
+        ));
+    }
+    contents::decode_at_end(before)
+        .map_err(|problem| RepositoryError::damaged(key, "contents", problem))
 }
 
 fn decode_head(object: &str, head: &[u8]) -> Result<WalFacts, RepositoryError> {
@@ -352,11 +440,30 @@ fn decode_head(object: &str, head: &[u8]) -> Result<WalFacts, RepositoryError> {
 }
 
 /// What the tail says.
-struct Tail {
-    plain_length: u64,
+pub(crate) struct Tail {
+    pub(crate) plain_length: u64,
+    pub(crate) stored_length: u64,
+    pub(crate) plain_hash: Hash,
+    pub(crate) stored_hash: Hash,
+}
+
+/// Reads the tail of an object of `stored_length` bytes: which WAL it holds, not proven by reading that.
+pub(crate) fn read_wal_tail(
+    store: &dyn Store,
+    key: &Key,
     stored_length: u64,
-    plain_hash: Hash,
-    stored_hash: Hash,
+) -> Result<Tail, RepositoryError> {
+    let begin = stored_length.saturating_sub(TAIL_BYTES as u64);
+    let raw = store.get_range(key, begin..stored_length)?;
+    Tail::decode(&raw)
+        .filter(|tail| tail.stored_length == stored_length && tail.plain_length <= PLAIN_LIMIT)
+        .ok_or_else(|| {
+            RepositoryError::damaged(
+                key,
+                "tail",
+                "does not begin as one, or gives impossible lengths",
+            )
+        })
 }
 
 impl Tail {

@@ -10,9 +10,14 @@ use leeward_repository::layout;
 use leeward_repository::manifest::ManifestReader;
 use leeward_repository::pack::{PackIndex, check_pack};
 use leeward_repository::store::Key;
-use leeward_repository::wal_object::{WalFacts, read_wal_object, write_wal_object};
+use leeward_repository::wal_object::{
+    WalFacts, read_wal_object, read_wal_object_contents, write_wal_object,
+    write_wal_object_with_contents,
+};
 
-use crate::kit::{Place, key, noise, rows, summary, write_small_manifest, write_small_pack};
+use crate::kit::{
+    Place, ScannedWal, key, noise, rows, summary, write_small_manifest, write_small_pack,
+};
 
 /// Flips each bit of an object in turn and expects `check` to find something that names the object.
 fn flip_every_bit(place: &Place, key: &Key, check: &dyn Fn() -> Result<(), RepositoryError>) {
@@ -159,6 +164,37 @@ fn of_a_wal_object() {
         }
         Ok(())
     });
+}
+
+#[test]
+fn of_a_wal_object_with_contents() {
+    let place = Place::new();
+    let wal = key("main/wal/00000001/000000010000000000000002.zst");
+    let facts = WalFacts {
+        system_identifier: SystemIdentifier(7),
+        timeline: TimelineId(1),
+    };
+    let mut plain = ScannedWal(b"few bytes");
+    let info =
+        write_wal_object_with_contents(&*place.store, &wal, facts, &mut plain, 3).expect("written");
+    flip_every_bit(&place, &wal, &|| {
+        let found = read_wal_object(&*place.store, &wal, info.stored_length, &mut Vec::new())?;
+        assert_eq!(found, info);
+        Ok(())
+    });
+    // The ranged read may miss that there are contents, and notices damage in what lies before; it never tells what
+    // was not written.
+    let sound = place.bytes(&wal);
+    for bit in 0..sound.len() * 8 {
+        let mut bytes = sound.clone();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        place.overwrite(&wal, &bytes);
+        match read_wal_object_contents(&*place.store, &wal, info.stored_length) {
+            Ok(None) => {}
+            Ok(found) => assert_eq!(found, info.contents, "bit {bit}"),
+            Err(error) => assert!(error.is_damage(), "{error}"),
+        }
+    }
 }
 
 #[test]

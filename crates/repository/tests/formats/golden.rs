@@ -10,13 +10,17 @@ use leeward_repository::codec::Decompressor;
 use leeward_repository::layout;
 use leeward_repository::manifest::{Entry, ManifestReader};
 use leeward_repository::pack::{PackIndex, check_pack};
-use leeward_repository::store::Store;
 use leeward_repository::store::local::LocalStore;
+use leeward_repository::store::{Key, Store};
 use leeward_repository::summary::{BackupSummary, ManifestSummary};
-use leeward_repository::wal_object::{WalFacts, read_wal_object, write_wal_object};
+use leeward_repository::wal_object::{
+    WalFacts, read_wal_object, read_wal_object_contents, write_wal_object,
+    write_wal_object_with_contents,
+};
 
 use crate::kit::{
-    file, noise, rows, small_records, small_wal, summary, write_small_manifest, write_small_pack,
+    ScannedWal, file, noise, rows, small_records, small_wal, summary, wal_contents,
+    write_small_manifest, write_small_pack,
 };
 
 fn golden() -> PathBuf {
@@ -130,4 +134,41 @@ fn format_1_is_read() {
     let found = read_wal_object(&*store, &wal, size, &mut plain).expect("a WAL object");
     assert_eq!(found.facts, wal_facts());
     assert_eq!(plain, wal_plain());
+    assert_eq!(found.contents, None, "written before there were contents");
+    assert_eq!(
+        read_wal_object_contents(&*store, &wal, size).expect("read"),
+        None
+    );
+}
+
+/// A WAL object that says what is in it.
+fn wal_with_contents() -> Key {
+    layout::archived_wal("main", TimelineId(1), "000000010000000000000002").expect("a key")
+}
+
+/// How the file came to be.
+#[test]
+#[ignore = "writes a golden file; only for a new format version"]
+fn write_wal_with_contents() {
+    let store = LocalStore::new(golden());
+    let plain = wal_plain();
+    let mut source = ScannedWal(&plain);
+    write_wal_object_with_contents(&store, &wal_with_contents(), wal_facts(), &mut source, 3)
+        .expect("written");
+}
+
+#[test]
+fn contents_of_format_1_are_read() {
+    let store = LocalStore::new(golden());
+    let key = wal_with_contents();
+    let size = store.size(&key).expect("a size");
+    let mut plain = Vec::new();
+    let found = read_wal_object(&store, &key, size, &mut plain).expect("a WAL object");
+    assert_eq!(plain, wal_plain());
+    assert_eq!(found.facts, wal_facts());
+    assert_eq!(found.contents, Some(wal_contents()));
+    assert_eq!(
+        read_wal_object_contents(&store, &key, size).expect("read"),
+        Some(wal_contents())
+    );
 }

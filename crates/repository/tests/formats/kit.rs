@@ -1,11 +1,12 @@
 //! A repository in a directory, and things to put into it.
 
 use std::fs::File;
+use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use leeward_pgformat::{Lsn, SystemIdentifier, TimelineId};
+use leeward_pgformat::{Lsn, RestorePoint, SystemIdentifier, TimelineId, TimestampTz, WalContents};
 use leeward_repository::RepositoryError;
 use leeward_repository::codec::{Compression, Compressor};
 use leeward_repository::file_path::FilePath;
@@ -21,6 +22,7 @@ use leeward_repository::summary::{
     BackupFrom, BackupSummary, DamagedRelation, Lag, ManifestSummary, Owner, ReplayLag,
     TablespaceSummary, WalSummary,
 };
+use leeward_repository::wal_object::WalSource;
 
 pub struct Place {
     pub folder: tempfile::TempDir,
@@ -281,5 +283,42 @@ pub fn summary() -> BackupSummary {
             uid: 105,
             gid: 112,
         },
+    }
+}
+
+/// What some WAL says.
+pub fn wal_contents() -> WalContents {
+    WalContents {
+        first_record: Some(Lsn(0x0200_0028)),
+        last_record: Some(Lsn(0x02FF_FF00)),
+        end: Some(Lsn(0x02FF_FF30)),
+        switch: None,
+        commits: 1_234,
+        aborts: 5,
+        first_time: Some(TimestampTz(848_705_728_138_190)),
+        last_time: Some(TimestampTz(848_705_771_679_389)),
+        xids: Some((740, 1_983)),
+        checkpoint_time: None,
+        restore_points: vec![RestorePoint {
+            name: "before the migration".to_owned(),
+            time: TimestampTz(848_705_730_000_000),
+            lsn: Lsn(0x0210_0000),
+        }],
+        more_restore_points: false,
+    }
+}
+
+/// Plain bytes with [`wal_contents`].
+pub struct ScannedWal<'a>(pub &'a [u8]);
+
+impl Read for ScannedWal<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.0.read(buffer)
+    }
+}
+
+impl WalSource for ScannedWal<'_> {
+    fn contents(&mut self) -> Option<WalContents> {
+        Some(wal_contents())
     }
 }

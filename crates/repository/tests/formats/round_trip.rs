@@ -13,12 +13,18 @@ use leeward_repository::manifest::{
 };
 use leeward_repository::pack::{PackIndex, PackInfo, PackWriter};
 use leeward_repository::store::Key;
-use leeward_repository::wal_object::{WalFacts, read_wal_object, write_wal_object};
+use leeward_repository::wal_object::{
+    WalFacts, read_wal_object, read_wal_object_contents, write_wal_object,
+    write_wal_object_with_contents,
+};
 use leeward_repository::{RepositoryError, hash::Hash};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::kit::{Place, file, key, noise, rows, small_records, small_wal, write_small_manifest};
+use crate::kit::{
+    Place, ScannedWal, file, key, noise, rows, small_records, small_wal, wal_contents,
+    write_small_manifest,
+};
 
 fn compressions() -> impl Strategy<Value = Compression> {
     prop_oneof![
@@ -412,6 +418,56 @@ fn wal_objects_of_every_length_come_back_and_plain_zstd_reads_them() {
                 .expect("zstd alone");
             assert!(by_zstd == plain, "{temper} {length} by zstd alone");
         }
+    }
+}
+
+#[test]
+fn what_wal_says_is_read_without_reading_the_wal() {
+    let place = Place::new();
+    let facts = WalFacts {
+        system_identifier: SystemIdentifier(7_412_345_678_901_234_567),
+        timeline: TimelineId(3),
+    };
+    for length in [0, 100, 6_000_000] {
+        let plain = noise(length, 5);
+        let wal_key = key(&format!("wal/{length}.zst"));
+        let info = write_wal_object_with_contents(
+            &*place.store,
+            &wal_key,
+            facts,
+            &mut ScannedWal(&plain),
+            3,
+        )
+        .expect("written");
+        assert_eq!(info.contents, Some(wal_contents()));
+        let size = place.store.size(&wal_key).expect("a size");
+        assert_eq!(
+            read_wal_object_contents(&*place.store, &wal_key, size).expect("read"),
+            Some(wal_contents())
+        );
+        let mut back = Vec::new();
+        let found = read_wal_object(&*place.store, &wal_key, size, &mut back).expect("read");
+        assert_eq!(found, info);
+        assert!(back == plain);
+
+        let object = place.bytes(&wal_key);
+        let mut by_zstd = Vec::new();
+        zstd::stream::read::Decoder::new(&object[..])
+            .expect("a decoder")
+            .read_to_end(&mut by_zstd)
+            .expect("zstd alone");
+        assert!(by_zstd == plain, "{length} by zstd alone");
+
+        // Without contents the same WAL is the same WAL.
+        let silent_key = key(&format!("wal/{length}-silent.zst"));
+        let silent = write_wal_object(&*place.store, &silent_key, facts, &mut &plain[..], 3)
+            .expect("written");
+        assert_eq!(silent.plain_hash, info.plain_hash);
+        assert_eq!(
+            read_wal_object_contents(&*place.store, &silent_key, silent.stored_length)
+                .expect("read"),
+            None
+        );
     }
 }
 
