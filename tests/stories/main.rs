@@ -57,3 +57,13 @@ mod story_025_bad_line;
 mod story_026_as_root;
 #[path = "029_the_oracle.rs"]
 mod story_029_the_oracle;
+#[path = "030_push.rs"]
+mod story_030_push;
+#[path = "031_get.rs"]
+mod story_031_get;
+#[path = "036_three_timelines.rs"]
+mod story_036_three_timelines;
+#[path = "038_kill_nine_wal.rs"]
+mod story_038_kill_nine_wal;
+#[path = "039_damage.rs"]
+mod story_039_damage;

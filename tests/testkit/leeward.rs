@@ -118,6 +118,35 @@ impl<'story> Leeward<'story> {
         command
     }
 
+    /// A command line for the server's shell, as `archive_command` is one: the program with these arguments, the
+    /// repository and the environment. It can stand between single quotes in a configuration file.
+    pub fn shell(&self, args: &str) -> String {
+        let environment: String = self
+            .environment
+            .iter()
+            .map(|(name, value)| format!("{name}=\"{value}\" "))
+            .collect();
+        format!(
+            "{environment}\"{}\" {args} --repository \"{}\"",
+            self.story.program().display(),
+            self.repository
+        )
+    }
+
+    /// Lines of configuration that archive with `leeward wal push`.
+    pub fn archiving(&self, mode: &str) -> String {
+        format!(
+            "archive_mode = {mode}\narchive_command = '{}'",
+            self.shell("wal push %p")
+        )
+    }
+
+    /// Starts `leeward wal receive` beside a server.
+    pub fn receive(&self, server: &Server) -> Running {
+        let data = server.data().to_str().expect("a path in UTF-8");
+        self.spawn(&["wal", "receive", "--pgdata", data])
+    }
+
     /// Starts the program with these arguments and the repository.
     pub fn spawn(&self, args: &[&str]) -> Running {
         self.spawn_command(self.command(args))
@@ -213,7 +242,21 @@ impl<'story> Leeward<'story> {
     pub fn restored(&self, backup: &str, name: &str, extra: &[&str]) -> Server {
         let to = self.story.path(name);
         self.restore(backup, &to, extra).expect(exit::DONE);
-        let mut server = Server::over(self.story, name, &to);
+        self.server_in(name, &to)
+    }
+
+    /// Restores to a moment, which must succeed, into a new directory of the story; which backup it takes is the
+    /// program's choice. The server is not started.
+    pub fn restored_to(&self, name: &str, extra: &[&str]) -> Server {
+        let to = self.story.path(name);
+        let mut args = vec!["restore", "--to", to.to_str().expect("a path in UTF-8")];
+        args.extend(extra);
+        self.run(&args).expect(exit::DONE);
+        self.server_in(name, &to)
+    }
+
+    fn server_in(&self, name: &str, to: &Path) -> Server {
+        let mut server = Server::over(self.story, name, to);
         // Without autovacuum the catalogues stay as the backup had them, and can be compared.
         server.set("autovacuum", "off");
         server.set("fsync", "off");

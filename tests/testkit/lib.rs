@@ -7,6 +7,7 @@
 //!
 //! Everything panics on failure, with what was done and what came back: these are tests.
 
+pub mod archive;
 pub mod contents;
 pub mod damage;
 pub mod dataset;
@@ -18,6 +19,7 @@ pub mod leeward;
 pub mod load;
 pub mod oracle;
 pub mod pair;
+pub mod processes;
 pub mod reference;
 pub mod s3;
 pub mod server;

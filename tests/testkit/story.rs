@@ -10,6 +10,7 @@ use rustix::process::{Gid, Uid, geteuid};
 use tempfile::TempDir;
 
 use crate::installation::{Installation, leeward_program, leeward_program_within_reach};
+use crate::processes;
 
 /// One story's scratch directory and installation. The directory goes away with it, unless `LEEWARD_KEEP` is set.
 #[derive(Debug)]
@@ -90,6 +91,8 @@ impl Story {
 
 impl Drop for Story {
     fn drop(&mut self) {
+        // What fetches WAL ahead outlives the server it works for by some seconds.
+        processes::kill(self, "");
         if env::var_os("LEEWARD_KEEP").is_some()
             && let Some(directory) = self.directory.take()
         {
