@@ -61,8 +61,12 @@ mod story_029_the_oracle;
 mod story_030_push;
 #[path = "031_get.rs"]
 mod story_031_get;
+#[path = "032_receive.rs"]
+mod story_032_receive;
 #[path = "036_three_timelines.rs"]
 mod story_036_three_timelines;
+#[path = "037_faulty_store.rs"]
+mod story_037_faulty_store;
 #[path = "038_kill_nine_wal.rs"]
 mod story_038_kill_nine_wal;
 #[path = "039_damage.rs"]
