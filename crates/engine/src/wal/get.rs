@@ -77,11 +77,6 @@ pub fn get(means: GetMeans<'_>, options: &GetOptions) -> Result<GetOutcome> {
     let name = options.name.as_str();
     let server = ServerDirectories::around(&options.path);
     let control = server.control_file();
-    // A name alone does not tell the size of segments; names of any size are read as those of the smallest.
-    let size = match &control {
-        Some(control) => control.wal_segment_size,
-        None => WalSegmentSize::new(1 << 20).unwrap_or(WalSegmentSize::DEFAULT),
-    };
     let spool = control.as_ref().and_then(|control| {
         let in_pg_wal = server.archive_status().is_dir();
         in_pg_wal.then(|| {
@@ -110,13 +105,7 @@ pub fn get(means: GetMeans<'_>, options: &GetOptions) -> Result<GetOutcome> {
         )
         .hint("Set restore_command = 'leeward wal get %f %p'."));
     }
-    let segment = WalSegmentName::parse(name, size).ok_or_else(|| {
-        Error::new(
-            ErrorKind::Usage,
-            format!("there is no WAL segment \"{name}\" where segments have {size}"),
-        )
-    })?;
-    get.segment(segment, size)
+    get.segment()
 }
 
 struct Get<'a> {
@@ -128,13 +117,13 @@ struct Get<'a> {
 }
 
 impl Get<'_> {
-    fn segment(&self, segment: WalSegmentName, size: WalSegmentSize) -> Result<GetOutcome> {
+    fn segment(&self) -> Result<GetOutcome> {
         let path = &self.options.path;
-        if let Some(spool) = &self.spool {
+        if let (Some(spool), Some(control)) = (&self.spool, &self.control) {
             match spool.take(&self.options.name, path) {
                 Ok(Take::Taken) => {
                     if !spool.has_prefetcher() {
-                        self.fetch_ahead(size);
+                        self.fetch_ahead(control.wal_segment_size);
                     }
                     return Ok(GetOutcome::Found);
                 }
@@ -145,6 +134,19 @@ impl Get<'_> {
         let store = (self.means.open)()?;
         let cluster = Cluster::assumed(store, &self.options.cluster)?;
         let archive = WalArchive::new(&cluster);
+        let size = match &self.control {
+            Some(control) => control.wal_segment_size,
+            None => size_in_repository(&archive, &cluster)?,
+        };
+        let segment = WalSegmentName::parse(&self.options.name, size).ok_or_else(|| {
+            Error::new(
+                ErrorKind::Usage,
+                format!(
+                    "there is no WAL segment \"{}\" where segments have {size}",
+                    self.options.name
+                ),
+            )
+        })?;
         if self.whole(&archive, segment, size)? {
             self.fetch_ahead(size);
             return Ok(GetOutcome::Found);
@@ -364,6 +366,17 @@ impl Get<'_> {
             e,
         )
     }
+}
+
+/// The size of the cluster's WAL segments, where no server beside tells it.
+fn size_in_repository(archive: &WalArchive, cluster: &Cluster) -> Result<WalSegmentSize> {
+    if let Some(size) = archive.segment_size()? {
+        return Ok(size);
+    }
+    let backups = cluster.backups()?.sound;
+    let size = backups.last().map(|backup| backup.wal.segment_size_bytes);
+    let size = size.and_then(|size| WalSegmentSize::new(u32::try_from(size).ok()?));
+    Ok(size.unwrap_or(WalSegmentSize::DEFAULT))
 }
 
 /// There is a repository, the cluster is in it, and it is this server's.

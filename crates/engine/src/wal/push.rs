@@ -245,26 +245,37 @@ impl Push<'_> {
     ) -> Result<(Cluster, bool)> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now = now.map_or(0, |now| i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
-        let known = self.marks.identity.as_ref().is_some_and(|identity| {
-            identity.system_identifier == whose
-                && identity.timelines.contains(&timeline)
+        let name = &self.options.cluster;
+        let before = self.marks.identity.take();
+        let before = before.filter(|identity| identity.system_identifier == whose);
+        let known = before.as_ref().is_some_and(|identity| {
+            identity.timelines.contains(&timeline)
                 && (identity.seen_at..=identity.seen_at + IDENTITY_SECONDS).contains(&now)
         });
+        // A repository that was there and is not any more is a file system that is not mounted, or worse: no new one is
+        // begun in its place. In a directory the look costs nothing.
+        let local = matches!(store.location(), RepositoryUrl::Local(_));
+        let repository = match &before {
+            Some(_) if known && !local => None,
+            Some(_) => Some(Repository::open(Arc::clone(&store))?),
+            None => Some(Repository::open_or_create(Arc::clone(&store))?),
+        };
+        let cluster = match repository {
+            Some(repository) => repository.cluster(name)?,
+            None => Cluster::assumed(Arc::clone(&store), name)?,
+        };
         if known {
-            let cluster = Cluster::assumed(store, &self.options.cluster)?;
+            self.marks.identity = before;
             return Ok((cluster, false));
         }
-        let cluster =
-            Repository::open_or_create(Arc::clone(&store))?.cluster(&self.options.cluster)?;
         cluster.claim(whose, timeline)?;
         // What a push that was killed has left unfinished; nobody else comes by here.
         store
             .remove_leftovers(&layout::archived_timeline_folder(cluster.name(), timeline))
             .map_err(leeward_repository::RepositoryError::from)?;
-        let mut timelines = match self.marks.identity.take() {
-            Some(identity) if identity.system_identifier == whose => identity.timelines,
-            _ => Vec::new(),
-        };
+        let mut timelines = before
+            .map(|identity| identity.timelines)
+            .unwrap_or_default();
         if !timelines.contains(&timeline) {
             timelines.push(timeline);
         }
