@@ -32,7 +32,6 @@ fn check(major: u32) {
     let receive = leeward.receive(life.standby());
     life.live(20);
     let first = leeward.back_up(life.standby(), &[]);
-    let begin = life.oracle.first_from(1, address(&first.stop_lsn()));
     life.live(40);
     life.live_apart(30);
 
@@ -66,6 +65,7 @@ fn check(major: u32) {
     receive.kill();
     Archive::of(&story.path("repository"), segment_mib).assert_whole(&[]);
 
+    let begin = life.oracle.first_from(1, address(&first.stop_lsn()));
     let mut random = StdRng::seed_from_u64(3600 + u64::from(major));
     for number in 0..how_many(TARGETS) {
         for kind in Kind::ALL {

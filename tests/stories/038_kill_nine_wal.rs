@@ -42,7 +42,7 @@ fn ready(server: &Server) -> BTreeSet<String> {
 
 /// Everything that was written is in the archive and comes out of it.
 fn assert_recovers(leeward: &Leeward<'_>, life: &Timelines<'_>, name: &str) {
-    let mut server = leeward.restored_to(name, &["--target-action", "promote"]);
+    let mut server = leeward.restored_to(name, &[]);
     server.set("archive_mode", "off");
     recover(&mut server)
         .and_then(|()| judge(&server, &life.oracle.until(1, u64::MAX)))
@@ -137,7 +137,7 @@ fn gets(story: &Story, leeward: &Leeward<'_>, archive: &Archive, random: &mut St
 
 /// A recovery whose `get` is killed ends, since the server cannot know what that means; started again, it goes on.
 fn recoveries(story: &Story, leeward: &Leeward<'_>, life: &Timelines<'_>, random: &mut StdRng) {
-    let mut server = leeward.restored_to("disturbed", &["--target-action", "promote"]);
+    let mut server = leeward.restored_to("disturbed", &[]);
     server.set("archive_mode", "off");
     let mut starts = 0;
     for _ in 0..kills() {

@@ -63,6 +63,8 @@ mod story_030_push;
 mod story_031_get;
 #[path = "032_receive.rs"]
 mod story_032_receive;
+#[path = "033_receive_faults.rs"]
+mod story_033_receive_faults;
 #[path = "036_three_timelines.rs"]
 mod story_036_three_timelines;
 #[path = "037_faulty_store.rs"]

@@ -50,6 +50,11 @@ impl Archive {
         }
     }
 
+    /// Bytes in a segment.
+    pub fn segment_bytes(&self) -> u64 {
+        self.segment_bytes
+    }
+
     /// Every object. A name that is none of PostgreSQL's fails the story; hidden files are a writer's own until it is
     /// done, and no part of the archive.
     pub fn objects(&self) -> Vec<Object> {

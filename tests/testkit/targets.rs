@@ -81,7 +81,7 @@ impl Oracle {
             .collect();
         assert!(
             steps.len() > 10,
-            "only {} moments to choose from",
+            "only {} moments on timeline {timeline} among {among:?}, before {last}",
             steps.len()
         );
         let step = steps[random.random_range(0..steps.len())];
