@@ -47,3 +47,11 @@ pub fn list(store: &Arc<dyn Store>, cluster: Option<&str>) -> Result<Vec<Cluster
 pub fn show(store: &Arc<dyn Store>, cluster: Option<&str>, backup: &str) -> Result<BackupSummary> {
     Ok(repository::open(store, cluster)?.resolve(backup)?)
 }
+
+/// The name of the cluster that a command means: `name`, or the only one there is.
+///
+/// # Errors
+/// When there is none, or several.
+pub fn cluster_name(store: &Arc<dyn Store>, name: Option<&str>) -> Result<String> {
+    Ok(repository::open(store, name)?.name().to_owned())
+}

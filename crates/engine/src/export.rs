@@ -23,7 +23,8 @@ use crate::configuration::{AUTO, Adoption, Files, adopt_for};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer, Phase};
 use crate::repository;
-use crate::restore::finish::{read_wal, recovery_settings};
+use crate::restore::finish::read_wal;
+use crate::restore::settings;
 use crate::restore::open_manifest;
 use survey::{Frames, InBackup, Survey, TABLESPACES};
 
@@ -132,7 +133,7 @@ fn adopted(
         Some(bytes) => bytes,
         None => copy.read(Path::new(AUTO))?.unwrap_or_default(),
     };
-    auto.extend(recovery_settings(summary.id.as_str()).into_bytes());
+    auto.extend(settings::own_wal(summary.id.as_str()).into_bytes());
     adoption.files.insert(AUTO.into(), auto);
     adoption.files.insert("recovery.signal".into(), Vec::new());
     Ok(adoption)

@@ -7,6 +7,7 @@ pub mod error;
 pub mod event;
 pub mod export;
 mod frames;
+pub mod moment;
 mod parallel;
 mod repository;
 pub mod restore;

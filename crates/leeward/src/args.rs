@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use leeward_engine::restore::TimelineWish;
+use leeward_pgformat::{Lsn, TimelineId};
 use leeward_postgres::backup_session::BackupFrom;
 use leeward_repository::codec::Compression;
 
@@ -134,6 +136,9 @@ pub enum Wal {
     Push {
         /// The file, as the server names it: %p
         path: PathBuf,
+        /// zstd, or zstd:LEVEL (1 to 19) [default: zstd:3]
+        #[arg(long, value_name = "HOW")]
+        compression: Option<Compression>,
     },
     /// Fetch a WAL file: for restore_command = 'leeward wal get %f %p'
     Get {
@@ -142,6 +147,33 @@ pub enum Wal {
         /// Where to put it: %p
         path: PathBuf,
     },
+    /// Stream WAL from a standby (or a primary) until stopped
+    Receive(WalReceive),
+    /// What WAL is held, what is missing, and which moments can be recovered to
+    List,
+    /// Fetch ahead of a server in recovery: get starts this by itself
+    #[command(hide = true)]
+    Prefetch {
+        folder: PathBuf,
+        after: String,
+        segment_size_bytes: u64,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct WalReceive {
+    /// The replication slot that keeps the WAL on the server until it is stored; made where there is none
+    #[arg(long, value_name = "NAME", default_value = "leeward_wal")]
+    pub slot: String,
+    /// How long WAL waits for more before it is stored as a piece of its segment
+    #[arg(long, value_name = "MS", default_value_t = 800)]
+    pub piece_interval: u64,
+    /// Where WAL lies on its way: room for five WAL segments, not in memory [default: TMPDIR, else /var/tmp]
+    #[arg(long, value_name = "DIR")]
+    pub buffer: Option<PathBuf>,
+    /// zstd, or zstd:LEVEL (1 to 19) [default: zstd:3]
+    #[arg(long, value_name = "HOW")]
+    pub compression: Option<Compression>,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -162,18 +194,78 @@ pub struct Backup {
 
 #[derive(Debug, ClapArgs)]
 pub struct Restore {
-    /// An id, a unique prefix of one, or latest
-    #[arg(default_value = "latest")]
-    pub backup: String,
+    /// An id or a unique prefix of one [default: the newest that fits]
+    pub backup: Option<String>,
     /// An absent or empty directory
     #[arg(long, value_name = "DIR")]
     pub to: PathBuf,
+    #[command(flatten)]
+    pub target: Target,
+    /// Recover along this timeline: latest, current or a number [default: latest]
+    #[arg(long, value_name = "TLI", value_parser = timeline)]
+    pub target_timeline: Option<TimelineWish>,
+    /// Stop just before the target, and not with it (for a time, an LSN or a transaction)
+    #[arg(long)]
+    pub target_exclusive: bool,
+    /// What the server does when it gets there [default: promote]
+    #[arg(long, value_name = "ACTION", requires = "Target")]
+    pub target_action: Option<TargetAction>,
+    /// What the server becomes
+    #[arg(long = "as", value_name = "ROLE", default_value = "primary")]
+    pub role: Role,
+    /// Where a standby streams from, as libpq reads it
+    #[arg(long, value_name = "STR")]
+    pub primary_conninfo: Option<String>,
+    /// The replication slot there
+    #[arg(long, value_name = "NAME", requires = "primary_conninfo")]
+    pub primary_slot_name: Option<String>,
     /// Put the tablespace that lay in OLD into NEW; may be given several times
     #[arg(long, value_name = "OLD=NEW", value_parser = mapping)]
     pub tablespace: Vec<(PathBuf, PathBuf)>,
     /// Threads that fetch and write [default: twice the cores; 12 for a bucket]
     #[arg(long, value_name = "N")]
     pub threads: Option<usize>,
+}
+
+/// Where recovery is to stop; without any of them, at the end of the WAL that is held.
+#[derive(Debug, ClapArgs)]
+#[group(multiple = false)]
+pub struct Target {
+    /// Recover to this moment: "2026-11-22 03:00 Europe/Vienna", "10 minutes ago", "yesterday 23:15"
+    #[arg(long, value_name = "TIME")]
+    pub target_time: Option<String>,
+    /// Recover to this LSN: 16/B374D848
+    #[arg(long, value_name = "LSN")]
+    pub target_lsn: Option<Lsn>,
+    /// Recover to the end of this transaction
+    #[arg(long, value_name = "XID")]
+    pub target_xid: Option<u64>,
+    /// Recover to this restore point (pg_create_restore_point)
+    #[arg(long, value_name = "NAME")]
+    pub target_name: Option<String>,
+    /// Recover no further than to where the backup is consistent
+    #[arg(long)]
+    pub target_immediate: bool,
+}
+
+/// What the server does when it has recovered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TargetAction {
+    /// It stays in recovery and answers queries
+    Pause,
+    /// It opens for writes, on a new timeline
+    Promote,
+    /// It stops
+    Shutdown,
+}
+
+/// What a restored server becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Role {
+    /// A server of its own
+    Primary,
+    /// A standby
+    Standby,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -184,6 +276,17 @@ pub struct Export {
     /// A directory for data.tar.zst and wal.tar.zst, or - for one archive on standard output
     #[arg(long, value_name = "DIR|-")]
     pub to: PathBuf,
+}
+
+fn timeline(text: &str) -> Result<TimelineWish, String> {
+    match text {
+        "latest" => Ok(TimelineWish::Latest),
+        "current" => Ok(TimelineWish::Current),
+        number => match number.parse() {
+            Ok(timeline) if timeline != TimelineId(0) => Ok(TimelineWish::Number(timeline)),
+            _ => Err("write latest, current, or a timeline's number".to_owned()),
+        },
+    }
 }
 
 /// Reads `OLD=NEW`; a backslash takes an equals sign of a path for itself, as in `pg_basebackup --tablespace-mapping`.
@@ -216,6 +319,15 @@ mod tests {
     fn arguments_are_consistent() {
         use clap::CommandFactory;
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn timelines() {
+        assert_eq!(timeline("latest"), Ok(TimelineWish::Latest));
+        assert_eq!(timeline("3"), Ok(TimelineWish::Number(TimelineId(3))));
+        for wrong in ["", "0", "-1", "newest", "0x3"] {
+            assert!(timeline(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

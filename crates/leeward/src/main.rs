@@ -6,8 +6,10 @@ mod commands;
 mod config;
 mod failure;
 mod json;
+mod moment;
 mod output;
 mod progress;
+mod restore_command;
 mod table;
 mod units;
 

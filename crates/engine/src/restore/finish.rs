@@ -15,24 +15,11 @@ use leeward_repository::store::Store;
 use leeward_repository::summary::BackupSummary;
 use leeward_repository::wal_object::read_wal_object;
 
+use super::settings::Settings;
 use super::target::{Target, could_not, make_directory, write_durably};
 use crate::configuration::{self, Files};
 use crate::error::{Error, ErrorKind, Result};
 use crate::parallel;
-
-/// What recovery of a backup with its own WAL needs: `recovery.signal` demands a `restore_command`
-/// (`validateRecoveryParameters` in src/backend/access/transam/xlogrecovery.c), and there is nothing to fetch. What else
-/// the configuration may carry for recovery is taken back: targets and a delay, and commands that act on the archive of the
-/// server that was backed up.
-pub(crate) fn recovery_settings(id: &str) -> String {
-    format!(
-        "\n# Recovery of leeward backup {id}: its own WAL lies in pg_wal, and there is no other to fetch.\n\
-         restore_command = 'false'\n\
-         recovery_target = ''\nrecovery_target_lsn = ''\nrecovery_target_name = ''\nrecovery_target_time = ''\nrecovery_target_xid = ''\n\
-         recovery_target_timeline = 'latest'\nrecovery_min_apply_delay = 0\n\
-         recovery_end_command = ''\narchive_cleanup_command = ''\n"
-    )
-}
 
 /// As many WAL objects are fetched at once: each is one answer of the store away.
 const WAL_AT_ONCE: usize = 8;
@@ -105,8 +92,8 @@ pub(super) fn tablespace_map(stored: &[u8], target: &Target) -> Result<Option<Ve
     Ok((!map.entries.is_empty()).then(|| map.to_bytes()))
 }
 
-/// Writes `recovery.signal` and the recovery settings.
-pub(super) fn write_recovery(target: &Target, summary: &BackupSummary) -> Result<()> {
+/// Writes the recovery settings, and the file that makes the server recover.
+pub(super) fn write_recovery(target: &Target, settings: &Settings<'_>) -> Result<()> {
     let auto = target.place(Path::new("postgresql.auto.conf"));
     let append = || {
         OpenOptions::new()
@@ -114,10 +101,10 @@ pub(super) fn write_recovery(target: &Target, summary: &BackupSummary) -> Result
             .create(true)
             .mode(0o600)
             .open(&auto)?
-            .write_all(recovery_settings(summary.id.as_str()).as_bytes())
+            .write_all(settings.text().as_bytes())
     };
     append().map_err(|e| could_not("write", &auto, e))?;
-    write_durably(&target.place(Path::new("recovery.signal")), b"")
+    write_durably(&target.place(Path::new(settings.signal())), b"")
 }
 
 /// Gives the directory configuration of its own; returns what a person should know.

@@ -1,10 +1,18 @@
 //! Putting a backup back: the mirror of taking it. A planner reads the manifest, workers fetch ranges of packs, prove
 //! every frame and write it where it belongs, a syncer keeps the disk busy; `global/pg_control` gets its name last.
 
+pub(crate) mod aim;
 mod apply;
+mod choose;
 pub(crate) mod finish;
 mod plan;
+pub(crate) mod settings;
 mod target;
+pub(crate) mod unreachable;
+pub(crate) mod witness;
+
+pub use aim::{Aim, Stop};
+pub use choose::TimelineWish;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +20,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
-use leeward_pgformat::TablespaceMap;
+use leeward_pgformat::{TablespaceMap, TimelineId};
 use leeward_repository::catalog::Cluster;
 use leeward_repository::file_path::FilePath;
 use leeward_repository::layout;
@@ -40,8 +48,10 @@ const SYNC_EVERY_BYTES: u64 = 256 << 20;
 pub struct RestoreOptions {
     /// The cluster's name in the repository; needed where there are several.
     pub cluster: Option<String>,
-    /// An id, a unique prefix of one, or `latest`.
-    pub backup: String,
+    /// An id or a unique prefix of one. Without one, or with `latest`, the newest that recovery can get there from.
+    pub backup: Option<String>,
+    /// What the server is to do with it.
+    pub recovery: Recovery,
     /// An absent or empty directory.
     pub to: PathBuf,
     /// New places of tablespaces, by their old ones.
@@ -50,11 +60,67 @@ pub struct RestoreOptions {
     pub threads: Option<usize>,
 }
 
+/// What the server is to do with what is restored.
+#[derive(Clone, Debug)]
+pub struct Recovery {
+    /// Where recovery is to stop.
+    pub aim: Aim,
+    /// Whether what is aimed at is part of it.
+    pub inclusive: bool,
+    /// The timeline to follow.
+    pub timeline: TimelineWish,
+    /// What the server does when it gets there.
+    pub action: TargetAction,
+    /// It becomes a standby, and does not stop.
+    pub standby: Option<Standby>,
+    /// The shell command that brings a WAL file: `restore_command`, its `%f` and `%p` included.
+    pub restore_command: String,
+}
+
+/// What the server does when it has recovered to where it should (`recovery_target_action`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TargetAction {
+    /// It stays in recovery and answers queries.
+    Pause,
+    /// It opens for writes, on a new timeline.
+    #[default]
+    Promote,
+    /// It stops.
+    Shutdown,
+}
+
+/// Where a standby goes on from.
+#[derive(Clone, Debug, Default)]
+pub struct Standby {
+    /// `primary_conninfo`.
+    pub primary_conninfo: Option<String>,
+    /// `primary_slot_name`.
+    pub primary_slot_name: Option<String>,
+}
+
+/// What the server will do when it is started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prospect {
+    /// It recovers from what came with the backup, to its stop LSN, and opens.
+    OwnWal,
+    /// It recovers through `restore_command` along `timeline`, to `stop`, or to the end of WAL.
+    Archive {
+        /// The timeline it follows.
+        timeline: TimelineId,
+        /// Where it stops.
+        stop: Option<Stop>,
+    },
+    /// It recovers through `restore_command`, and goes on as a standby.
+    Standby,
+}
+
 /// A finished restore.
 #[derive(Debug)]
 pub struct RestoreOutcome {
     /// The backup.
     pub summary: BackupSummary,
+    /// What the server will do.
+    pub prospect: Prospect,
     /// The data directory.
     pub data_directory: PathBuf,
     /// Bytes written.
@@ -75,7 +141,8 @@ pub fn restore(
 ) -> Result<RestoreOutcome> {
     observe(Event::Phase(Phase::Preparing));
     let cluster = repository::open(store, options.cluster.as_deref())?;
-    let summary = cluster.resolve(&options.backup)?;
+    let choice = choose::choose(&cluster, options)?;
+    let summary = choice.summary;
     let manifest = open_manifest(store, &cluster, &summary)?;
     let linked = linked_tablespaces(&manifest, &summary)?;
     let target = Target::check(&options.to, &linked, &options.tablespaces)?;
@@ -89,6 +156,11 @@ pub fn restore(
         summary: &summary,
         manifest: &manifest,
         target: &target,
+        settings: settings::Settings {
+            backup: &summary.id,
+            recovery: &options.recovery,
+            route: &choice.route,
+        },
         file_systems,
         observe,
     };
@@ -107,10 +179,12 @@ pub fn restore(
         &aside.wal,
         &target,
     )?;
-    let notes = run.complete(&aside)?;
+    let mut notes = choice.notes;
+    notes.extend(run.complete(&aside)?);
     mark.complete()?;
     Ok(RestoreOutcome {
         summary,
+        prospect: choice.route.prospect(),
         data_directory: target.path,
         written_bytes,
         notes,
@@ -124,6 +198,7 @@ struct Run<'a> {
     summary: &'a BackupSummary,
     manifest: &'a ManifestReader,
     target: &'a Target,
+    settings: settings::Settings<'a>,
     file_systems: FileSystems,
     observe: Observer<'a>,
 }
@@ -195,7 +270,7 @@ impl Run<'_> {
             target::write_durably(&self.target.place(Path::new("tablespace_map")), &map)?;
         }
         let mut notes = finish::adopt_configuration(self.target, self.summary)?;
-        finish::write_recovery(self.target, self.summary)?;
+        finish::write_recovery(self.target, &self.settings)?;
         aside.set_directory_modes()?;
         if rustix::process::geteuid().is_root() {
             let owner = owner(&self.summary.owner);

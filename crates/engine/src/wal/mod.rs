@@ -1,1 +1,17 @@
 //! The WAL archive: files and streams into it, files out of it, and what it holds.
+
+mod backup_wal;
+pub(crate) mod coverage;
+mod fetched;
+mod get;
+pub mod list;
+pub(crate) mod path;
+mod prefetch;
+mod push;
+pub mod receive;
+mod server;
+mod spool;
+
+pub use get::{GetMeans, GetOptions, GetOutcome, PrefetchCall, get};
+pub use prefetch::{PrefetchOptions, prefetch};
+pub use push::{PushOptions, PushOutcome, push};

@@ -5,7 +5,9 @@ mod export;
 mod list;
 mod restore;
 mod show;
-mod wal;
+pub mod wal;
+mod wal_list;
+mod wal_receive;
 
 use std::process::ExitCode;
 

@@ -11,7 +11,7 @@ use leeward_engine::wal::{
 };
 use leeward_repository::codec::Compression;
 
-use super::wal_receive;
+use super::{wal_list, wal_receive};
 use crate::args::{Global, Wal};
 use crate::config::{Config, DEFAULT_CLUSTER};
 use crate::failure::Failure;
@@ -83,6 +83,7 @@ pub fn run(global: &Global, config: &Config, wal: Wal) -> Result<ExitCode, Failu
             )?;
             wal_receive::run(global, config, &receive, level)
         }
+        Wal::List => wal_list::run(global, config),
         Wal::Prefetch {
             folder,
             after,

@@ -1,0 +1,214 @@
+//! What is held of a cluster's WAL, whoever brought it: the archive's segments and pieces, and the WAL of each backup. From
+//! names alone: one listing of the archive, and the backups' summaries.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use leeward_pgformat::timeline::TimelineHistory;
+use leeward_pgformat::wal_segment::{history_file_name, parse_history_file_name};
+use leeward_pgformat::{Lsn, TimelineId, WalSegmentSize};
+use leeward_repository::backup_id::BackupId;
+use leeward_repository::catalog::Cluster;
+use leeward_repository::summary::BackupSummary;
+use leeward_repository::wal_archive::{Holdings, WalArchive};
+
+use super::backup_wal::file_in_backups;
+use crate::error::{Error, ErrorKind, Result};
+use crate::repository::doing;
+
+/// The WAL that came with a backup, and where its recovery begins and is consistent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct OwnWal {
+    pub id: BackupId,
+    /// Where recovery begins.
+    pub start: Lsn,
+    /// The checkpoint that recovery begins with.
+    pub checkpoint: Lsn,
+    /// The timeline of both.
+    pub start_timeline: TimelineId,
+    /// Where recovery is consistent, and where this WAL ends.
+    pub stop: Lsn,
+    pub stop_timeline: TimelineId,
+}
+
+impl OwnWal {
+    pub(crate) fn of(summary: &BackupSummary) -> Self {
+        Self {
+            id: summary.id.clone(),
+            start: summary.start_lsn,
+            checkpoint: summary.checkpoint_lsn,
+            start_timeline: summary.start_timeline,
+            stop: summary.stop_lsn,
+            stop_timeline: summary.stop_timeline,
+        }
+    }
+
+    /// Whether recovery of this backup leads along `history`: the checks of `InitWalRecovery`
+    /// (src/backend/access/transam/xlogrecovery.c).
+    pub(crate) fn lies_on(&self, history: &TimelineHistory) -> bool {
+        history.timeline_of(self.checkpoint) == self.start_timeline
+            && history.timeline_of(Lsn(self.stop.0.saturating_sub(1))) == self.stop_timeline
+    }
+}
+
+/// Everything that is held.
+#[derive(Clone, Debug)]
+pub(crate) struct Coverage {
+    pub size: WalSegmentSize,
+    pub archive: Holdings,
+    /// Oldest first.
+    pub backups: Vec<OwnWal>,
+    /// Of every timeline that anything is known of.
+    pub histories: BTreeMap<TimelineId, TimelineHistory>,
+    /// The timelines whose history file is held.
+    pub recorded: BTreeSet<TimelineId>,
+}
+
+impl Coverage {
+    /// Looks at the archive and at the histories of all timelines in it, and of those that backups were taken on.
+    pub(crate) fn read(
+        cluster: &Cluster,
+        backups: &[BackupSummary],
+        size: WalSegmentSize,
+    ) -> Result<Self> {
+        let archive = WalArchive::new(cluster);
+        let holdings = archive
+            .holdings(size)
+            .map_err(|e| doing("could not look at the WAL archive", e))?;
+        let mut timelines: BTreeSet<TimelineId> = holdings.timelines.keys().copied().collect();
+        for backup in backups {
+            timelines.extend([backup.start_timeline, backup.stop_timeline]);
+            timelines.extend(
+                backup
+                    .wal
+                    .history
+                    .iter()
+                    .filter_map(|name| parse_history_file_name(name)),
+            );
+        }
+        let mut histories = BTreeMap::new();
+        let mut recorded = BTreeSet::new();
+        for timeline in timelines {
+            let archived = holdings
+                .timelines
+                .get(&timeline)
+                .is_some_and(|held| held.history);
+            let history = match history(cluster, &archive, timeline, archived)? {
+                Some(history) => {
+                    recorded.insert(timeline);
+                    history
+                }
+                None => TimelineHistory::without_ancestors(timeline),
+            };
+            histories.insert(timeline, history);
+        }
+        let mut coverage = Self {
+            size,
+            archive: holdings,
+            backups: backups.iter().map(OwnWal::of).collect(),
+            histories,
+            recorded,
+        };
+        coverage.know_ancestors();
+        Ok(coverage)
+    }
+
+    /// Gives a history to every ancestor that a known history names.
+    fn know_ancestors(&mut self) {
+        let known: Vec<TimelineHistory> = self.histories.values().cloned().collect();
+        for history in known {
+            for (at, entry) in history.entries.iter().enumerate() {
+                self.histories
+                    .entry(entry.timeline)
+                    .or_insert_with(|| TimelineHistory {
+                        target: entry.timeline,
+                        entries: history.entries[..at].to_vec(),
+                    });
+            }
+        }
+    }
+
+    /// The history of a timeline; one without ancestors where nothing is known of it.
+    pub(crate) fn history(&self, timeline: TimelineId) -> TimelineHistory {
+        self.histories
+            .get(&timeline)
+            .cloned()
+            .unwrap_or_else(|| TimelineHistory::without_ancestors(timeline))
+    }
+
+    /// The timelines of which WAL is held, in the archive or with a backup.
+    pub(crate) fn timelines_with_wal(&self) -> BTreeSet<TimelineId> {
+        let archived = self
+            .archive
+            .timelines
+            .values()
+            .filter(|held| !held.segments.is_empty() || !held.pieces.is_empty())
+            .map(|held| held.timeline);
+        archived
+            .chain(self.backups.iter().map(|backup| backup.stop_timeline))
+            .collect()
+    }
+
+    /// The newest timeline that descends from `backup` and has WAL.
+    pub(crate) fn newest_timeline_of(&self, backup: &OwnWal) -> TimelineId {
+        self.timelines_with_wal()
+            .into_iter()
+            .rfind(|timeline| backup.lies_on(&self.history(*timeline)))
+            .unwrap_or(backup.stop_timeline)
+    }
+
+    /// The newest timeline that descends from any backup.
+    pub(crate) fn newest_timeline(&self) -> Option<TimelineId> {
+        self.timelines_with_wal().into_iter().rfind(|timeline| {
+            let history = self.history(*timeline);
+            self.backups.iter().any(|backup| backup.lies_on(&history))
+        })
+    }
+}
+
+/// The ancestry of a timeline, from the archive or from a backup; `None` where neither has it.
+fn history(
+    cluster: &Cluster,
+    archive: &WalArchive,
+    timeline: TimelineId,
+    archived: bool,
+) -> Result<Option<TimelineHistory>> {
+    let name = history_file_name(timeline);
+    if archived {
+        return archive.history(timeline).map_err(|e| {
+            doing(
+                &format!("could not read timeline history file \"{name}\""),
+                e,
+            )
+        });
+    }
+    if timeline.0 == 1 {
+        return Ok(None);
+    }
+    let Some(text) = file_in_backups(cluster, None, &name)? else {
+        return Ok(None);
+    };
+    let history = TimelineHistory::parse(&text, timeline).map_err(|e| {
+        Error::new(
+            ErrorKind::Damaged,
+            format!("could not make sense of timeline history file \"{name}\""),
+        )
+        .because(e)
+    })?;
+    Ok(Some(history))
+}
+
+/// The size of the WAL segments of a backup's cluster.
+pub(crate) fn segment_size_of(summary: &BackupSummary) -> Result<WalSegmentSize> {
+    u32::try_from(summary.wal.segment_size_bytes)
+        .ok()
+        .and_then(WalSegmentSize::new)
+        .ok_or_else(|| {
+            Error::new(
+                ErrorKind::Damaged,
+                format!(
+                    "backup {} says that its WAL segments have {} bytes, which no cluster's have",
+                    summary.id, summary.wal.segment_size_bytes
+                ),
+            )
+        })
+}
