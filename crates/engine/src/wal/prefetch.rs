@@ -212,7 +212,8 @@ impl Prefetch {
             return false;
         };
         let read = self.archive.read_segment(segment, self.size, &mut file);
-        matches!(read, Ok(Some(_)))
+        // The server syncs what it gets before it goes on; that is the sooner done, the less is left to be written.
+        matches!(read, Ok(Some(_))) && file.sync_data().is_ok()
     }
 
     /// Follows the server until there is no reason to go on.
