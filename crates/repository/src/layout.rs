@@ -8,9 +8,14 @@
 //! <cluster>/backups/<id>/manifest            files, page maps, checksums
 //! <cluster>/backups/<id>/packs/<n>.pack      frames and their index
 //! <cluster>/backups/<id>/wal/<name>.zst      WAL from start to stop LSN
+//! <cluster>/wal/<timeline>/<name>.zst        the archive: whole WAL segments, history files
+//! <cluster>/wal/<timeline>/<segment>/<begin>-<end>.zst   a piece of a WAL segment
+//! <cluster>/wal/<timeline>/<begin>-<end>.gap.json        WAL that was lost on its way
 //! ```
 
-use leeward_pgformat::TimelineId;
+use std::ops::Range;
+
+use leeward_pgformat::{Lsn, TimelineId};
 
 use crate::backup_id::BackupId;
 use crate::repository_error::RepositoryError;
@@ -77,4 +82,47 @@ pub fn archived_wal(
     name: &str,
 ) -> Result<Key, RepositoryError> {
     key(format!("{cluster}/wal/{:08X}/{name}.zst", timeline.0))
+}
+
+/// The folder `<cluster>/wal`.
+#[must_use]
+pub fn archive_folder(cluster: &str) -> String {
+    format!("{cluster}/wal")
+}
+
+/// The folder `<cluster>/wal/<timeline>`.
+#[must_use]
+pub fn archived_timeline_folder(cluster: &str, timeline: TimelineId) -> String {
+    format!("{cluster}/wal/{:08X}", timeline.0)
+}
+
+/// The folder `<cluster>/wal/<timeline>/<segment>`: pieces of the WAL segment of that name.
+#[must_use]
+pub fn pieces_folder(cluster: &str, timeline: TimelineId, segment: &str) -> String {
+    format!("{cluster}/wal/{:08X}/{segment}", timeline.0)
+}
+
+/// `<cluster>/wal/<timeline>/<segment>/<begin>-<end>.zst`, LSNs in 16 hexadecimal digits, so that names sort.
+pub fn archived_piece(
+    cluster: &str,
+    timeline: TimelineId,
+    segment: &str,
+    range: &Range<Lsn>,
+) -> Result<Key, RepositoryError> {
+    key(format!(
+        "{cluster}/wal/{:08X}/{segment}/{:016X}-{:016X}.zst",
+        timeline.0, range.start.0, range.end.0
+    ))
+}
+
+/// `<cluster>/wal/<timeline>/<begin>-<end>.gap.json`, LSNs in 16 hexadecimal digits.
+pub fn wal_gap(
+    cluster: &str,
+    timeline: TimelineId,
+    range: &Range<Lsn>,
+) -> Result<Key, RepositoryError> {
+    key(format!(
+        "{cluster}/wal/{:08X}/{:016X}-{:016X}.gap.json",
+        timeline.0, range.start.0, range.end.0
+    ))
 }

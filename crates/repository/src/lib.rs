@@ -21,6 +21,7 @@ pub mod store;
 pub mod summary;
 mod trailer;
 pub mod url;
+pub mod wal_archive;
 pub mod wal_object;
 
 pub use repository_error::RepositoryError;

@@ -1,8 +1,9 @@
 //! What can go wrong with a repository.
 
-use leeward_pgformat::SystemIdentifier;
+use leeward_pgformat::{Lsn, SystemIdentifier};
 
 use crate::codec::CompressionError;
+use crate::hash::Hash;
 use crate::store::StoreError;
 
 /// A failed operation on a repository. Every message names the object; [`RepositoryError::hint`] says what to do.
@@ -106,6 +107,55 @@ pub enum RepositoryError {
         /// Why.
         problem: String,
     },
+    /// The archive has WAL under this name, or of this LSN range, that is not the same. Nothing was overwritten.
+    #[error(
+        "object \"{object}\" and {other} should be the same WAL, and differ{}: {theirs_length} bytes with hash {theirs}, and {ours_length} bytes with hash {ours}",
+        differs_at.map(|lsn| format!(" from LSN {lsn} on")).unwrap_or_default()
+    )]
+    WalConflict {
+        /// The key of the object that is there.
+        object: String,
+        /// What differs from it: the WAL being stored, or another object.
+        other: String,
+        /// The first LSN at which they differ, where that is known.
+        differs_at: Option<Lsn>,
+        /// Hash of the plain bytes of `object`.
+        theirs: Hash,
+        /// Their number.
+        theirs_length: u64,
+        /// Hash of the plain bytes of `other`.
+        ours: Hash,
+        /// Their number.
+        ours_length: u64,
+    },
+    /// WAL that was to be stored is damaged: recovery would end there.
+    #[error("WAL \"{wal}\" is damaged at LSN {lsn}: {problem}")]
+    WalDamaged {
+        /// The WAL file's name.
+        wal: String,
+        /// Where.
+        lsn: Lsn,
+        /// What is wrong there.
+        problem: String,
+    },
+    /// A WAL segment that is not full: valid WAL ends inside of it, and no switch record says that this is meant.
+    #[error("WAL \"{wal}\" is not a whole WAL segment: the WAL in it ends at LSN {end}: {problem}")]
+    WalUnfinished {
+        /// The WAL file's name.
+        wal: String,
+        /// Where the next record or page should be.
+        end: Lsn,
+        /// What is there instead.
+        problem: String,
+    },
+    /// A file that is not what its name says, or that no archive takes.
+    #[error("\"{wal}\" does not go into the WAL archive: {problem}")]
+    WalRefused {
+        /// The WAL file's name.
+        wal: String,
+        /// Why.
+        problem: String,
+    },
     /// A compression library refused to work.
     #[error(transparent)]
     Compression(#[from] CompressionError),
@@ -147,11 +197,11 @@ impl RepositoryError {
         )
     }
 
-    /// Whether stored data was found damaged (exit code 4).
+    /// Whether data was found damaged, stored or about to be (exit code 4).
     #[must_use]
     pub fn is_damage(&self) -> bool {
         match self {
-            Self::Damaged { .. } => true,
+            Self::Damaged { .. } | Self::WalDamaged { .. } => true,
             Self::Store(error) => matches!(**error, StoreError::Truncated { .. }),
             _ => false,
         }
@@ -178,6 +228,15 @@ impl RepositoryError {
             Self::AmbiguousBackup { .. } => Some("give more letters of the backup's id"),
             Self::Damaged { .. } => Some(
                 "restore the object from another copy of the repository, or use another backup",
+            ),
+            Self::WalConflict { .. } => Some(
+                "two servers wrote the same timeline, or one file is damaged: compare the two with pg_waldump; nothing was overwritten",
+            ),
+            Self::WalDamaged { .. } => Some(
+                "recovery cannot go past this LSN: look for a sound copy of the file on another server, and take a new backup",
+            ),
+            Self::WalUnfinished { .. } => Some(
+                "wait until the server has filled or switched it; the last one of a timeline is archived as .partial",
             ),
             _ => None,
         }

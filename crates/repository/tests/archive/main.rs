@@ -1,0 +1,97 @@
+//! The WAL archive, in a directory and in a bucket.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use leeward_pgformat::WalSegmentSize;
+use leeward_repository::catalog::Cluster;
+use leeward_repository::store::local::LocalStore;
+use leeward_repository::store::{self, Key, Secret, Store, StoreOptions, list_all};
+use leeward_repository::url::RepositoryUrl;
+use leeward_repository::wal_archive::WalArchive;
+use leeward_tests::faults::FaultProxy;
+use leeward_tests::s3::{ACCESS_KEY_ID, S3Server, SECRET_ACCESS_KEY};
+
+mod files;
+mod partial;
+mod pieces;
+mod refused;
+mod segments;
+mod synthetic;
+
+/// An archive, and the store below it.
+struct Place {
+    archive: WalArchive,
+    store: Arc<dyn Store>,
+}
+
+impl Place {
+    fn new(store: Arc<dyn Store>) -> Place {
+        let cluster = Cluster::assumed(Arc::clone(&store), "main").expect("a name");
+        Place {
+            archive: WalArchive::new(&cluster),
+            store,
+        }
+    }
+
+    /// The bytes of an object.
+    fn object(&self, key: &str) -> Vec<u8> {
+        self.store.get(&self::key(key)).expect("an object").to_vec()
+    }
+
+    /// Puts an object there as nobody should.
+    fn plant(&self, key: &str, content: &[u8]) {
+        let key = self::key(key);
+        self.store.delete(&key).expect("deleted");
+        self.store
+            .create(&key, content.to_vec().into())
+            .expect("created");
+    }
+
+    fn keys(&self) -> Vec<String> {
+        list_all(&*self.store, "")
+            .expect("listed")
+            .into_iter()
+            .map(|object| object.key.to_string())
+            .collect()
+    }
+}
+
+fn key(text: &str) -> Key {
+    Key::new(text).expect("a key")
+}
+
+fn mebibytes(size: u32) -> WalSegmentSize {
+    WalSegmentSize::new(size << 20).expect("a size")
+}
+
+/// An archive in a directory, which lives as long as the first of the two.
+fn local() -> (tempfile::TempDir, Place) {
+    let folder = tempfile::tempdir().expect("a directory");
+    let store = Arc::new(LocalStore::new(folder.path().join("repository")));
+    (folder, Place::new(store))
+}
+
+/// An archive in a bucket behind a proxy that does no harm yet.
+fn bucket() -> (S3Server, FaultProxy, Place) {
+    let server = S3Server::start();
+    let proxy = FaultProxy::start(server.address());
+    let url = RepositoryUrl::parse(&server.repository("team/one")).expect("a URL");
+    let options = StoreOptions {
+        endpoint: Some(proxy.endpoint()),
+        access_key_id: Some(Secret::new(ACCESS_KEY_ID)),
+        secret_access_key: Some(Secret::new(SECRET_ACCESS_KEY)),
+        retry_for: Duration::from_secs(30),
+        ..StoreOptions::default()
+    };
+    let store = store::open(&url, &options).expect("opened");
+    (server, proxy, Place::new(store))
+}
+
+/// The same on an empty directory and an empty bucket.
+fn on_each_store(check: impl Fn(&Place)) {
+    let (_folder, place) = local();
+    check(&place);
+    let (_server, _proxy, place) = bucket();
+    check(&place);
+}
