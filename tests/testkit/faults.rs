@@ -255,8 +255,10 @@ fn serve(shared: &Shared, client: TcpStream) -> io::Result<()> {
             Fault::CutBefore => return Ok(()),
             _ => {}
         }
-        to_server.write_all(&request.head)?;
-        to_server.write_all(&request.body)?;
+        // A server that refuses a body answers before it has read it, and hangs up.
+        let sent = to_server
+            .write_all(&request.head)
+            .and_then(|()| to_server.write_all(&request.body));
         request.body = Vec::new();
         let Some(mut answer) = read_message(&mut from_server, !is_head)? else {
             return Ok(());
@@ -289,6 +291,7 @@ fn serve(shared: &Shared, client: TcpStream) -> io::Result<()> {
                 client.get_mut().write_all(&answer.body)?;
             }
         }
+        sent?;
     }
     Ok(())
 }
