@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use leeward_engine::error::{Error, ErrorKind};
 use leeward_postgres::backup_session::BackupFrom;
@@ -144,8 +145,22 @@ impl Config {
 
     /// Opens the repository's store.
     pub fn store(&self) -> Result<Arc<dyn Store>, Error> {
+        self.open(&self.options)
+    }
+
+    /// Opens it for somebody who has patience of their own: each answer may take `patience`, and an operation is tried
+    /// again for twice as long.
+    pub fn impatient_store(&self, patience: Duration) -> Result<Arc<dyn Store>, Error> {
+        self.open(&StoreOptions {
+            patience: patience.min(self.options.patience),
+            retry_for: (patience * 2).min(self.options.retry_for),
+            ..self.options.clone()
+        })
+    }
+
+    fn open(&self, options: &StoreOptions) -> Result<Arc<dyn Store>, Error> {
         let url = self.url()?;
-        store::open(&url, &self.options).map_err(|e| {
+        store::open(&url, options).map_err(|e| {
             let hint = e.hint();
             let error = Error::new(ErrorKind::Usage, e.to_string());
             hint.map_or_else(

@@ -366,6 +366,9 @@ impl Receiver<'_> {
             Err(error) => return Err(error.into()),
         };
         let again = std::mem::replace(&mut self.streamed, true);
+        if let Some(desk) = &self.desk {
+            desk.queue.set_server_leaving(false);
+        }
         self.notice(format!(
             "{} WAL of cluster \"{}\" from a {} ({}), slot \"{slot}\", from {from} on timeline {timeline} on.",
             if again { "Streaming" } else { "Receiving" },
@@ -456,10 +459,20 @@ fn in_use(slot: &str, pid: Option<i32>) -> String {
 fn watch(queue: &Queue, target: &ConnectTarget, name: &str) {
     let mut connection: Option<Connection> = None;
     let mut at_risk = false;
-    while !queue.pause(LOOK_EVERY) && !queue.is_done() {
-        // A server that cannot be asked is the stream's news, not ours.
+    while !queue.pause(if queue.trouble().is_some() {
+        LOOK_EVERY / 5
+    } else {
+        LOOK_EVERY
+    }) && !queue.is_done()
+    {
+        // A server that cannot be asked is the stream's news, not ours; but one that refuses although it streams is
+        // about to stop.
         if connection.is_none() {
-            connection = Connection::connect(target).ok();
+            let connected = Connection::connect(target);
+            queue.set_server_leaving(
+                matches!(&connected, Err(error) if error.sqlstate() == Some(CANNOT_CONNECT_NOW)),
+            );
+            connection = connected.ok();
         }
         let Some(looked) = connection
             .as_mut()

@@ -16,6 +16,9 @@ use crate::failure::Failure;
 use crate::progress::Progress;
 use crate::{json, output};
 
+/// How long the store may take to answer: what is received meanwhile is not safe yet.
+const STORE_PATIENCE: Duration = Duration::from_secs(10);
+
 /// What a shell says of a program that a second Ctrl-C ended.
 const INTERRUPTED: i32 = 130;
 
@@ -25,7 +28,7 @@ pub fn run(
     args: &WalReceive,
     level: i32,
 ) -> Result<ExitCode, Failure> {
-    let store = config.store()?;
+    let store = config.impatient_store(STORE_PATIENCE)?;
     let options = ReceiveOptions {
         pgdata: config.pgdata.clone(),
         conninfo: config.conninfo.clone(),

@@ -88,6 +88,8 @@ struct State {
     failure: Option<Error>,
     /// Since when the store has failed.
     trouble: Option<Instant>,
+    /// The server takes no sessions any more: it wants to stop.
+    leaving: bool,
     notices: Vec<String>,
     tally: Tally,
     /// WAL segments that are whole in the archive and whose pieces are not needed any more.
@@ -121,6 +123,7 @@ impl Queue {
                 done: false,
                 failure: None,
                 trouble: None,
+                leaving: false,
                 notices: Vec::new(),
                 tally: Tally::default(),
                 leftovers: VecDeque::new(),
@@ -332,6 +335,19 @@ impl Queue {
     /// How long the store has failed, if it does.
     pub(super) fn trouble(&self) -> Option<Duration> {
         self.lock().trouble.map(|since| since.elapsed())
+    }
+
+    /// Whether the server wants to stop, as far as is known.
+    pub(super) fn is_server_leaving(&self) -> bool {
+        self.lock().leaving
+    }
+
+    /// The server wants to stop, or is as usual.
+    pub(super) fn set_server_leaving(&self, leaving: bool) {
+        let changed = std::mem::replace(&mut self.lock().leaving, leaving) != leaving;
+        if changed {
+            self.bell.ring();
+        }
     }
 
     /// What made the store's thread give up.

@@ -99,7 +99,7 @@ impl Receiver<'_> {
                 holdings = self.tidy_holdings()?;
                 continue;
             }
-            let lost = self.record_loss(server, wanted, from_slot, &holdings)?;
+            let lost = self.record_loss(server, wanted, &holdings)?;
             self.missing = None;
             // The archive's own word for it is not read again.
             for gap in lost {
@@ -302,11 +302,13 @@ impl Receiver<'_> {
         &mut self,
         server: &Server,
         missing: WalSegmentName,
-        there: WalSegmentName,
         holdings: &Holdings,
     ) -> Result<Vec<Gap>> {
         let size = self.size();
-        let there = there.number.max(missing.number + 1);
+        // The end of what it has is there in any case.
+        let there = size
+            .segment_number_before(server.identity.flushed)
+            .max(missing.number + 1);
         let oldest = loss::oldest(missing.number, there, |number| {
             let lsn = Lsn(number * size.bytes());
             loss::has(

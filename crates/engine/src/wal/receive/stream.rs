@@ -20,6 +20,8 @@ const SILENCE: Duration = Duration::from_secs(60);
 const REPLY_WITHIN: Duration = Duration::from_millis(100);
 /// How long a server that wants to stop is kept waiting for a store that fails.
 const LET_GO_AFTER: Duration = Duration::from_secs(5);
+/// A server that stops waits until everything is acknowledged (`walsender.c`, WalSndDone), however long that takes.
+const LEAVING: &str = "the server is stopping, and would wait for the store";
 /// How long the last bytes may take at the end.
 const FAREWELL: Duration = Duration::from_secs(20);
 
@@ -35,6 +37,8 @@ pub(super) enum End {
 
 /// What was said to the server.
 struct Conversation {
+    /// When the stream began, until it brought the first WAL.
+    unproven_since: Option<Instant>,
     told: Option<(Instant, Lsn)>,
     reply_wanted: Option<Instant>,
     /// Since when, and how often, it has asked for replies although not all it sent is durable: so does a server that
@@ -61,12 +65,24 @@ impl Conversation {
                 durable >= received || now.duration_since(since) >= REPLY_WITHIN
             });
         if due || (silent && !self.asked) {
-            stream.status(received, durable, silent)?;
+            let flushed = if self.is_proven() {
+                durable
+            } else {
+                Lsn::INVALID
+            };
+            stream.status(received, flushed, silent)?;
             self.told = Some((now, durable));
             self.reply_wanted = None;
         }
         self.asked = silent;
         Ok(())
+    }
+
+    /// Whether the server has what it was asked for. A position it has not must not reach the slot, which would hold from
+    /// there on, and so be lost.
+    fn is_proven(&self) -> bool {
+        self.unproven_since
+            .is_none_or(|since| since.elapsed() >= STATUS_EVERY / 2)
     }
 
     /// When [`Conversation::keep_up`] has something to do at the latest.
@@ -87,9 +103,7 @@ impl Conversation {
         let (since, times) = self.urged.unwrap_or((now, 0));
         self.urged = Some((since, times + 1));
         if times >= 3 && now.duration_since(since) >= LET_GO_AFTER && queue.trouble().is_some() {
-            return Err(Trouble::Wait(
-                "the server seems to be stopping, and would wait for the store".to_owned(),
-            ));
+            return Err(Trouble::Wait(LEAVING.to_owned()));
         }
         Ok(())
     }
@@ -103,6 +117,7 @@ pub(super) fn follow(
     tell: &mut dyn FnMut(),
 ) -> Result<End, Trouble> {
     let mut conversation = Conversation {
+        unproven_since: Some(Instant::now()),
         told: None,
         reply_wanted: None,
         urged: None,
@@ -118,6 +133,9 @@ pub(super) fn follow(
         if stop.is_asked() && farewell.is_none() {
             farewell = Some(Instant::now() + FAREWELL);
             queue.stop();
+        }
+        if queue.is_server_leaving() && (queue.trouble().is_some() || !queue.has_room()) {
+            return Err(Trouble::Wait(LEAVING.to_owned()));
         }
         conversation.keep_up(&mut stream, queue)?;
         if let Some(until) = farewell {
@@ -145,6 +163,9 @@ pub(super) fn follow(
                     ))));
                 }
                 queue.append(data.bytes()).map_err(Trouble::Final)?;
+                if conversation.unproven_since.take().is_some() {
+                    conversation.told = None;
+                }
             }
             Ok(Streamed::Keepalive {
                 reply_requested: true,

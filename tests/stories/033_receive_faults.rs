@@ -1,0 +1,439 @@
+//! `leeward wal receive` when things go wrong: a store that fails and stalls, a slot that the server takes away, another
+//! cluster at the same address, WAL that is not what was received before; and the whole site lost at once.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use leeward_tests::archive::{Archive, Kind};
+use leeward_tests::deadline::{PATIENCE, let_pass, wait_until};
+use leeward_tests::faults::{Fault, FaultProxy};
+use leeward_tests::leeward::{Leeward, Running, exit};
+use leeward_tests::load::Load;
+use leeward_tests::oracle::{Address, Noise, Oracle, address};
+use leeward_tests::pair::Pair;
+use leeward_tests::s3::{S3Server, environment};
+use leeward_tests::server::{Initdb, Server, Stop};
+use leeward_tests::story::Story;
+use leeward_tests::{dataset, session::Session};
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use rustix::process::Signal;
+
+const MEMORY_KIB: u64 = 256 * 1024;
+
+fn wait_for_words(running: &mut Running, words: &str) {
+    wait_until(words, PATIENCE, || {
+        assert!(!running.has_ended(), "{}", running.stderr_so_far());
+        running.stderr_so_far().contains(words)
+    });
+}
+
+fn written(server: &Server) -> Address {
+    address(&server.sql("SELECT pg_current_wal_flush_lsn()"))
+}
+
+fn acknowledged(server: &Server) -> Address {
+    let lsn = server.sql(
+        "SELECT coalesce(restart_lsn, '0/0') FROM pg_replication_slots WHERE slot_name = 'leeward_wal'",
+    );
+    if lsn.is_empty() { 0 } else { address(&lsn) }
+}
+
+/// A pair with small WAL segments.
+fn small_pair(story: &Story, config: &str) -> Pair {
+    let how = Initdb {
+        wal_segment_mib: 1,
+        ..Initdb::default()
+    };
+    Pair::with(story, &how, |primary| {
+        dataset::fill(primary, 1);
+        primary.append_config(config);
+    })
+}
+
+/// Ends some WAL segments, each with a little in it.
+fn switch(server: &Server, times: u32) {
+    for _ in 0..times {
+        server.sql("CREATE TABLE switched (); DROP TABLE switched; SELECT pg_switch_wal()");
+    }
+}
+
+/// The store answers errors, tears connections, and then nothing at all for a while. The server keeps what is not stored,
+/// the receiver does not grow, and afterwards everything is there.
+fn outage(major: u32) {
+    let story = Story::begin(major);
+    let pair = small_pair(&story, "");
+    let s3 = S3Server::start();
+    let proxy = FaultProxy::start(s3.address());
+    let mut leeward = Leeward::at(&story, &s3.repository("stories"));
+    for (name, value) in environment(&proxy.endpoint()) {
+        leeward = leeward.env(name, &value);
+    }
+    let mut running = leeward.receive(&pair.standby);
+    wait_for_words(&mut running, "Receiving WAL");
+    let archive = Archive::of(&s3.bucket_dir().join("stories"), 1);
+    let mut load = Load::start(&story, &pair.primary);
+    proxy.set_random(
+        u64::from(major),
+        30,
+        &[
+            Fault::Unavailable,
+            Fault::UnavailableAfterEffect,
+            Fault::CutBefore,
+            Fault::CutAfterEffect,
+            Fault::CutBody,
+        ],
+    );
+    let target = written(&pair.primary) + (12 << 20);
+    wait_until("the load goes on through a bad line", PATIENCE, || {
+        written(&pair.primary) >= target
+    });
+    assert!(proxy.injected() > 0);
+
+    proxy.set(|_| Fault::Unavailable);
+    wait_for_words(&mut running, "The store fails");
+    let stuck = acknowledged(&pair.standby);
+    switch(&pair.primary, 20);
+    pair.standby.wait_for(&pair.primary);
+    // The stream's own messages go on although nothing is read.
+    let_pass(Duration::from_secs(2));
+    assert!(!running.has_ended(), "{}", running.stderr_so_far());
+    assert_eq!(
+        acknowledged(&pair.standby),
+        stuck,
+        "nothing is durable, so nothing is acknowledged"
+    );
+
+    proxy.set(|_| Fault::None);
+    wait_for_words(&mut running, "The store works again");
+    assert!(load.is_running());
+    load.stop();
+    let end = written(&pair.primary);
+    wait_until("all is durable", PATIENCE, || {
+        acknowledged(&pair.standby) >= end
+    });
+    running.signal(Signal::TERM);
+    let outcome = running.wait().expect(exit::DONE);
+    assert!(
+        outcome.peak_rss_kib < MEMORY_KIB,
+        "{} KiB: {outcome}",
+        outcome.peak_rss_kib
+    );
+    let (objects, compared) = archive.assert_whole(&[pair.standby.data(), pair.primary.data()]);
+    assert_eq!(objects, compared);
+    let first = first_byte(&archive);
+    assert!(archive.reach(1, first) >= end);
+}
+
+fn first_byte(archive: &Archive) -> Address {
+    let starts = archive
+        .objects()
+        .into_iter()
+        .filter_map(|object| match object.kind {
+            Kind::Segment(name) => {
+                let part =
+                    |from: usize| u64::from_str_radix(&name[from..from + 8], 16).expect("hex");
+                Some((part(8) << 32) + (part(16) << 20))
+            }
+            Kind::Piece(_, begin, _) => Some(begin),
+            _ => None,
+        });
+    starts.min().expect("the archive holds something")
+}
+
+/// A server that is told to stop does not wait for a store that fails.
+fn shutdown_in_an_outage(major: u32) {
+    let story = Story::begin(major);
+    let mut pair = small_pair(&story, "");
+    let s3 = S3Server::start();
+    let proxy = FaultProxy::start(s3.address());
+    let mut leeward = Leeward::at(&story, &s3.repository("stories"));
+    for (name, value) in environment(&proxy.endpoint()) {
+        leeward = leeward.env(name, &value);
+    }
+    let mut running = leeward.receive(&pair.standby);
+    wait_for_words(&mut running, "Receiving WAL");
+    proxy.set(|_| Fault::Unavailable);
+    switch(&pair.primary, 3);
+    wait_for_words(&mut running, "The store fails");
+    pair.standby.stop(Stop::Fast);
+    proxy.set(|_| Fault::None);
+    pair.standby.start();
+    pair.standby.wait_for(&pair.primary);
+    let end = written(&pair.primary);
+    wait_until("all is durable", PATIENCE, || {
+        acknowledged(&pair.standby) >= end
+    });
+    running.signal(Signal::TERM);
+    running.wait().expect(exit::DONE);
+}
+
+/// The server takes the slot away while nobody receives. What it still has is fetched; the rest is a gap, recorded, and
+/// said aloud; and the stream goes on.
+fn slot_lost(major: u32) {
+    let story = Story::begin(major);
+    let mut pair = small_pair(&story, "");
+    pair.standby.append_config("max_slot_wal_keep_size = '8MB'\nwal_keep_size = 0\nmax_wal_size = '4MB'\nmin_wal_size = '2MB'");
+    pair.standby.stop(Stop::Fast);
+    pair.standby.start();
+    pair.wait_streaming();
+    let leeward = Leeward::new(&story);
+    let archive = Archive::of(&story.path("repository"), 1);
+    let mut running = leeward.receive(&pair.standby);
+    wait_for_words(&mut running, "Receiving WAL");
+    switch(&pair.primary, 3);
+    let end = written(&pair.primary);
+    wait_until("all is durable", PATIENCE, || {
+        acknowledged(&pair.standby) >= end
+    });
+    running.kill();
+    let first = first_byte(&archive);
+    let held = archive.reach(1, first);
+    assert!(held >= end);
+
+    wait_until("the slot is lost", PATIENCE, || {
+        switch(&pair.primary, 5);
+        pair.primary.sql("CHECKPOINT");
+        pair.standby.wait_for(&pair.primary);
+        pair.standby.sql("CHECKPOINT");
+        pair.standby
+            .sql("SELECT wal_status FROM pg_replication_slots WHERE slot_name = 'leeward_wal'")
+            == "lost"
+    });
+    let mut running = leeward.receive(&pair.standby);
+    wait_for_words(&mut running, "Take a new backup");
+    let words = running.stderr_so_far();
+    assert!(
+        words.contains("made anew") && words.contains("LOST"),
+        "{words}"
+    );
+    switch(&pair.primary, 2);
+    pair.standby.wait_for(&pair.primary);
+    let end = written(&pair.primary);
+    wait_until("the stream goes on behind the gap", PATIENCE, || {
+        acknowledged(&pair.standby) >= end
+    });
+    let gaps: Vec<_> = archive
+        .objects()
+        .into_iter()
+        .filter_map(|object| match object.kind {
+            Kind::Gap(begin, end) => Some((begin, end)),
+            _ => None,
+        })
+        .collect();
+    let [(begin, behind)] = gaps.as_slice() else {
+        panic!("{gaps:?}")
+    };
+    assert_eq!(*begin, held, "the gap begins where the archive ends");
+    assert!(archive.reach(1, *behind) >= end);
+    running.signal(Signal::TERM);
+    running.wait().expect(exit::DONE);
+
+    // The next one knows of the gap, and asks for nothing behind it.
+    let mut running = leeward.receive(&pair.standby);
+    wait_for_words(&mut running, "Receiving WAL");
+    assert!(
+        !running.stderr_so_far().contains("LOST"),
+        "{}",
+        running.stderr_so_far()
+    );
+    running.signal(Signal::TERM);
+    running.wait().expect(exit::DONE);
+}
+
+/// Pieces that are not what the server sends again: named, and nothing is overwritten. The same for another cluster.
+fn contradictions(major: u32) {
+    let story = Story::begin(major);
+    let pair = small_pair(&story, "");
+    let leeward = Leeward::new(&story);
+    let archive = Archive::of(&story.path("repository"), 1);
+    let mut running = leeward.receive(&pair.standby);
+    wait_for_words(&mut running, "Receiving WAL");
+    pair.primary
+        .sql("CREATE TABLE story.more AS SELECT 1 AS id");
+    let end = written(&pair.primary);
+    wait_until("all is durable", PATIENCE, || {
+        acknowledged(&pair.standby) >= end
+    });
+    running.kill();
+
+    let mut stranger = Server::initdb(&story, "stranger", &Initdb::default());
+    stranger.start();
+    leeward
+        .receive(&stranger)
+        .wait()
+        .expect(exit::REFUSED)
+        .expect_words(&["system identifier"]);
+
+    let piece = archive
+        .objects()
+        .into_iter()
+        .rfind(|object| matches!(object.kind, Kind::Piece(..)))
+        .expect("there is a piece");
+    let bytes = fs::read(&piece.path).expect("could not read a piece");
+    leeward_tests::damage::flip_bit(&piece.path, bytes.len() as u64 / 2, 3);
+    let damaged = fs::read(&piece.path).expect("could not read a piece");
+    let name = piece
+        .path
+        .file_name()
+        .expect("a name")
+        .to_string_lossy()
+        .into_owned();
+    leeward
+        .receive(&pair.standby)
+        .wait()
+        .expect(exit::DAMAGED)
+        .expect_words(&[&name]);
+    assert_eq!(fs::read(&piece.path).expect("it is there"), damaged);
+}
+
+/// Primary, standby and receiver die in the same moment, again and again. Everything the standby had flushed a second
+/// before is in the archive.
+fn site_lost(major: u32, kills: u32) {
+    let story = Story::begin(major);
+    let mut pair = small_pair(&story, "");
+    let leeward = Leeward::new(&story);
+    let archive = Archive::of(&story.path("repository"), 1);
+    let mut random = StdRng::seed_from_u64(33);
+    let _oracle = Oracle::begin(&pair.primary, 50_000);
+    for _ in 0..kills {
+        let mut running = leeward.receive(&pair.standby);
+        wait_for_words(&mut running, "Receiving WAL");
+        let noise = Noise::start(&story, &pair.primary, 200);
+        let mut flushed: Vec<(Instant, Address)> = Vec::new();
+        let mut session = Session::open(&pair.standby);
+        let until = Instant::now() + Duration::from_millis(random.random_range(2500..4500));
+        wait_until("some seconds of load", PATIENCE, || {
+            let lsn = session.run("SELECT pg_last_wal_receive_lsn();");
+            flushed.push((Instant::now(), address(&lsn[0])));
+            Instant::now() >= until
+        });
+        let died = Instant::now();
+        pair.primary.stop(Stop::Kill);
+        pair.standby.stop(Stop::Kill);
+        running.kill();
+        drop(noise);
+        drop(session);
+        // Busy machines are slow: what is asserted is a bound, what the bench measures is the time.
+        let second_before = flushed
+            .iter()
+            .rev()
+            .find(|(at, _)| died.duration_since(*at) >= Duration::from_secs(1))
+            .expect("there was a second");
+        let reach = archive.reach(1, first_byte(&archive));
+        assert!(
+            reach >= second_before.1,
+            "the archive ends {} bytes before what the standby had a second before its end",
+            second_before.1 - reach
+        );
+        pair.primary.start();
+        pair.standby.start();
+        pair.wait_streaming();
+    }
+    archive.assert_whole(&[pair.standby.data(), pair.primary.data()]);
+}
+
+#[test]
+fn site_lost_postgres_16() {
+    site_lost(16, 5);
+}
+
+#[test]
+fn outage_postgres_14() {
+    outage(14);
+}
+
+#[test]
+fn outage_postgres_15() {
+    outage(15);
+}
+
+#[test]
+fn outage_postgres_16() {
+    outage(16);
+}
+
+#[test]
+fn outage_postgres_17() {
+    outage(17);
+}
+
+#[test]
+fn outage_postgres_18() {
+    outage(18);
+}
+
+#[test]
+fn shutdown_in_an_outage_postgres_14() {
+    shutdown_in_an_outage(14);
+}
+
+#[test]
+fn shutdown_in_an_outage_postgres_15() {
+    shutdown_in_an_outage(15);
+}
+
+#[test]
+fn shutdown_in_an_outage_postgres_16() {
+    shutdown_in_an_outage(16);
+}
+
+#[test]
+fn shutdown_in_an_outage_postgres_17() {
+    shutdown_in_an_outage(17);
+}
+
+#[test]
+fn shutdown_in_an_outage_postgres_18() {
+    shutdown_in_an_outage(18);
+}
+
+#[test]
+fn slot_lost_postgres_14() {
+    slot_lost(14);
+}
+
+#[test]
+fn slot_lost_postgres_15() {
+    slot_lost(15);
+}
+
+#[test]
+fn slot_lost_postgres_16() {
+    slot_lost(16);
+}
+
+#[test]
+fn slot_lost_postgres_17() {
+    slot_lost(17);
+}
+
+#[test]
+fn slot_lost_postgres_18() {
+    slot_lost(18);
+}
+
+#[test]
+fn contradictions_postgres_14() {
+    contradictions(14);
+}
+
+#[test]
+fn contradictions_postgres_15() {
+    contradictions(15);
+}
+
+#[test]
+fn contradictions_postgres_16() {
+    contradictions(16);
+}
+
+#[test]
+fn contradictions_postgres_17() {
+    contradictions(17);
+}
+
+#[test]
+fn contradictions_postgres_18() {
+    contradictions(18);
+}
