@@ -194,31 +194,55 @@ fn to_the_last_byte(major: u32) {
     fingerprint(&server).assert_equals(&first, "the first timeline's contents differ");
 }
 
-/// A standby that lives by the archive alone: it asks again and again, gets what comes, and can be promoted.
+/// A standby that lives by the archive alone, and archives what it gets: it asks again and again, gets what comes, even
+/// the beginning of a segment, and can be promoted; what it then has to archive goes through.
 fn standby(major: u32) {
     let story = Story::begin(major);
     let leeward = Leeward::new(&story);
     let pair = archiving_pair(&story, &leeward);
-    let server = recovering(&story, &leeward, &pair, "polling", "");
+    let mut server = recovering(&story, &leeward, &pair, "polling", "");
     fs::rename(
         server.data().join("recovery.signal"),
         server.data().join("standby.signal"),
     )
     .expect("renamed");
-    let mut server = server;
+    server.set("archive_mode", "always");
     pair.primary.sql("SELECT pg_switch_wal()");
     server.start();
+    let replayed = |table: &str| {
+        wait_until("the standby has got what was archived", PATIENCE, || {
+            let query = format!("SELECT to_regclass('story.{table}') IS NOT NULL");
+            server.try_sql_in("postgres", &query) == Ok("t".to_owned())
+        });
+    };
     for round in 1..=4 {
         pair.primary.sql(&format!(
             "CREATE TABLE story.round_{round} (); SELECT pg_switch_wal()"
         ));
-        wait_until("the standby has got what was archived", PATIENCE, || {
-            let query = format!("SELECT to_regclass('story.round_{round}') IS NOT NULL");
-            server.try_sql_in("postgres", &query) == Ok("t".to_owned())
-        });
+        replayed(&format!("round_{round}"));
     }
+    // The beginning of a segment, as it might be left of a lost primary.
+    pair.primary.sql("CREATE TABLE story.unfinished ()");
+    let current = pair
+        .primary
+        .sql("SELECT pg_walfile_name(pg_current_wal_lsn())");
+    let loose = story.path(&format!("{current}.partial"));
+    fs::copy(pair.primary.data().join("pg_wal").join(&current), &loose).expect("copied");
+    leeward
+        .run(&["wal", "push", loose.to_str().expect("a path in UTF-8")])
+        .expect(exit::DONE);
+    replayed("unfinished");
     assert!(server.in_recovery());
     server.promote();
+    server.sql("CREATE TABLE story.promoted (); SELECT pg_switch_wal()");
+    wait_until("everything is archived", PATIENCE, || {
+        let status = server.data().join("pg_wal/archive_status");
+        let files = files_under(&status);
+        files
+            .iter()
+            .all(|file| file.extension().is_some_and(|end| end == "done"))
+    });
+    assert!(!wal_files(&story, 1).contains(&current));
     assert!(!server.log().contains("FATAL"), "{}", server.log_tail());
     // With the server gone, so is the prefetcher, and the directory can be removed.
     server.stop(Stop::Fast);

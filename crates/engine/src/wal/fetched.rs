@@ -24,6 +24,8 @@ const VERIFIED: &str = "verified";
 const ABSENT: &str = "absent";
 /// So long a get waits for the prefetcher to finish a segment before it fetches the segment itself.
 const WAIT: Duration = Duration::from_secs(60);
+/// So often it says meanwhile that it waits.
+const REMIND: Duration = Duration::from_secs(2);
 /// That the repository is the right one is asked again after this time.
 const VERIFIED_FOR: Duration = Duration::from_secs(60);
 
@@ -84,9 +86,14 @@ impl Fetched {
         let Some(watch) = watch(&self.folder) else {
             return Ok(Take::NotThere);
         };
-        self.want(name);
         let begun = Instant::now();
+        let mut asked: Option<Instant> = None;
         loop {
+            // Again and again, so that a prefetcher with a slow line knows that somebody waits.
+            if asked.is_none_or(|asked| asked.elapsed() > REMIND) {
+                asked = Some(Instant::now());
+                self.want(name);
+            }
             let fetching = part.exists();
             if self.taken(name, path)? {
                 return Ok(Take::Taken);

@@ -91,6 +91,7 @@ pub fn get(means: GetMeans<'_>, options: &GetOptions) -> Result<GetOutcome> {
     let get = Get {
         means,
         options,
+        run: server.run(),
         server,
         control,
         spool,
@@ -114,6 +115,8 @@ struct Get<'a> {
     server: ServerDirectories,
     control: Option<ControlFile>,
     spool: Option<Fetched>,
+    /// The run of the server that asked.
+    run: Option<String>,
 }
 
 impl Get<'_> {
@@ -191,7 +194,7 @@ impl Get<'_> {
             .map_err(|e| self.failed(e))?;
         let Some(info) = info else { return Ok(false) };
         self.check_owner(info.facts.system_identifier)?;
-        target.place()?;
+        self.place(target)?;
         Ok(true)
     }
 
@@ -211,10 +214,10 @@ impl Get<'_> {
         let cache = self.cache_file();
         let found = in_backups(cluster, self.cache(cache.as_deref()), segment, size)?;
         let found = found.filter(|found| pieces_end.is_none_or(|end| found.end > end));
-        let (target, end) = match (found, pieces_end) {
+        let (mut target, end) = match (found, pieces_end) {
             (Some(found), _) => {
                 drop(pieces);
-                (self.from_backup(cluster, &found)?, found.end)
+                (self.bring_from_backup(cluster, &found)?, found.end)
             }
             (None, Some(end)) => {
                 self.verify(cluster)?;
@@ -223,7 +226,8 @@ impl Get<'_> {
             (None, None) => return Ok(false),
         };
         let missing = segment.end_lsn(size) - end.min(segment.end_lsn(size));
-        target.place_padded(size.bytes(), missing)?;
+        target.pad(size.bytes(), missing)?;
+        self.place(target)?;
         Ok(true)
     }
 
@@ -238,7 +242,7 @@ impl Get<'_> {
         })
     }
 
-    fn from_backup(&self, cluster: &Cluster, found: &BackupWal) -> Result<Target> {
+    fn bring_from_backup(&self, cluster: &Cluster, found: &BackupWal) -> Result<Target> {
         let mut target = Target::create(self)?;
         let owner = found
             .read(cluster, &mut target.file)
@@ -356,8 +360,20 @@ impl Get<'_> {
             .file
             .write_all(&content)
             .map_err(|e| unwritable(&target.path, e))?;
-        target.place()?;
+        self.place(target)?;
         Ok(GetOutcome::Found)
+    }
+
+    /// Hands over what was fetched, unless the server that asked is gone: it does not wait for its restore_command when it
+    /// is stopped, and its successor expects another file under the same name.
+    fn place(&self, target: Target) -> Result<()> {
+        if self.run.is_some() && self.server.run() != self.run {
+            return Err(Error::failed(format!(
+                "the server that asked for \"{}\" is gone",
+                self.options.name
+            )));
+        }
+        target.place()
     }
 
     fn failed(&self, e: RepositoryError) -> Error {
@@ -437,15 +453,14 @@ impl Target {
     }
 
     /// `missing` of its `size` bytes are to be zeros.
-    fn place_padded(mut self, size: u64, missing: u64) -> Result<()> {
+    fn pad(&mut self, size: u64, missing: u64) -> Result<()> {
         // Written, not left as a hole: the server uses the file again for WAL to come, and counts on its space.
         let zeros = io::repeat(0).take(missing);
         let padded = self
             .file
             .seek(SeekFrom::Start(size - missing))
             .and_then(|_| io::copy(&mut { zeros }, &mut self.file));
-        padded.map_err(|e| unwritable(&self.path, e))?;
-        self.place()
+        padded.map(drop).map_err(|e| unwritable(&self.path, e))
     }
 
     fn place(self) -> Result<()> {

@@ -9,11 +9,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use leeward_pgformat::timeline::TimelineHistory;
 use leeward_pgformat::wal_segment::{
-    WAL_LONG_HEADER_SIZE, WalLongHeader, WalSegmentName, is_backup_history_file_name,
-    is_history_file_name, is_partial_wal_segment_name, is_wal_segment_name,
+    WAL_LONG_HEADER_SIZE, WalLongHeader, WalSegmentName, WalSegmentSize,
+    is_backup_history_file_name, is_history_file_name, is_partial_wal_segment_name,
+    is_wal_segment_name, parse_history_file_name,
 };
 use leeward_pgformat::{SystemIdentifier, TimelineId};
+use leeward_repository::RepositoryError;
 use leeward_repository::catalog::{Cluster, Repository};
 use leeward_repository::layout;
 use leeward_repository::store::Store;
@@ -272,7 +275,7 @@ impl Push<'_> {
         // What a push that was killed has left unfinished; nobody else comes by here.
         store
             .remove_leftovers(&layout::archived_timeline_folder(cluster.name(), timeline))
-            .map_err(leeward_repository::RepositoryError::from)?;
+            .map_err(RepositoryError::from)?;
         let mut timelines = before
             .map(|identity| identity.timelines)
             .unwrap_or_default();
@@ -313,6 +316,28 @@ impl Push<'_> {
         batch
     }
 
+    /// Whether the segment's timeline ended inside of it. Then it will never be whole, even where the server did not name
+    /// it `.partial`: it does not when it got the segment by `restore_command`, under `archive_mode = always`
+    /// (`CleanupAfterArchiveRecovery`, xlog.c).
+    fn was_left_in(&self, segment: WalSegmentName, size: WalSegmentSize) -> bool {
+        let history = |file: &str| {
+            let timeline = parse_history_file_name(file).filter(|t| *t > segment.timeline)?;
+            let text = fs::read(self.server.wal.join(file)).ok()?;
+            TimelineHistory::parse(&text, timeline).ok()
+        };
+        let files = fs::read_dir(&self.server.wal)
+            .into_iter()
+            .flatten()
+            .flatten();
+        files
+            .filter_map(|entry| history(entry.file_name().to_str()?))
+            .flat_map(|history| history.entries)
+            .any(|left| {
+                left.timeline == segment.timeline
+                    && size.segment_number_before(left.switch_lsn) == segment.number
+            })
+    }
+
     /// Stores one file; returns what it was then, and whether the archive had it.
     fn store(
         &self,
@@ -348,16 +373,35 @@ impl Push<'_> {
                         format!("there is no WAL segment \"{stem}\" where segments have {size}"),
                     )
                 })?;
-                if kind == Kind::Partial {
-                    let stored = archive
-                        .store_partial(segment, size, whose, &mut file, self.options.level)
-                        .map_err(wrong)?;
-                    stored.new_bytes == 0
-                } else {
-                    let stored = archive
-                        .store_segment(segment, size, whose, &mut file, self.options.level)
-                        .map_err(wrong)?;
-                    !stored.is_new()
+                let whole = match kind {
+                    Kind::Partial => None,
+                    _ => {
+                        let stored = archive.store_segment(
+                            segment,
+                            size,
+                            whose,
+                            &mut file,
+                            self.options.level,
+                        );
+                        match stored {
+                            Err(RepositoryError::WalUnfinished { .. })
+                                if self.was_left_in(segment, size) =>
+                            {
+                                file.rewind().map_err(|e| unreadable(&path, e))?;
+                                None
+                            }
+                            other => Some(!other.map_err(wrong)?.is_new()),
+                        }
+                    }
+                };
+                match whole {
+                    Some(present) => present,
+                    None => {
+                        let stored = archive
+                            .store_partial(segment, size, whose, &mut file, self.options.level)
+                            .map_err(wrong)?;
+                        stored.new_bytes == 0
+                    }
                 }
             }
         };

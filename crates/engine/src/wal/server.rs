@@ -1,6 +1,7 @@
 //! The server that a WAL file belongs to, as far as its directory tells: `archive_command` and `restore_command` run in
 //! the data directory and name files relative to it.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use leeward_pgformat::control_file::ControlFile;
@@ -35,6 +36,13 @@ impl ServerDirectories {
     pub(super) fn control_file(&self) -> Option<ControlFile> {
         let (control, _) = DataDirectory::open(&self.data).ok()?.control_file().ok()?;
         Some(control)
+    }
+
+    /// Which run of the server this is: process id, directory and start time (the first lines of `postmaster.pid`,
+    /// miscadmin.h). `None` where none runs.
+    pub(super) fn run(&self) -> Option<String> {
+        let text = fs::read_to_string(self.data.join("postmaster.pid")).ok()?;
+        Some(text.lines().take(3).collect::<Vec<_>>().join("\n"))
     }
 
     /// The directory in which the server notes what it wants archived, if there is one beside the file.
