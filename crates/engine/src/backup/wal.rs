@@ -10,14 +10,17 @@ use leeward_pgformat::timeline::TimelineHistory;
 use leeward_pgformat::wal_segment::{
     WAL_LONG_HEADER_SIZE, WalLongHeader, WalSegmentName, WalSegmentSize, history_file_name,
 };
-use leeward_pgformat::{Lsn, SystemIdentifier, TimelineId};
+use leeward_pgformat::{Lsn, SystemIdentifier, TimelineId, WalContents, WalDamage, WalScanner};
+use leeward_repository::RepositoryError;
 use leeward_repository::backup_id::BackupId;
 use leeward_repository::layout;
 use leeward_repository::manifest::WalRecord;
 use leeward_repository::store::Store;
-use leeward_repository::wal_object::{WalFacts, write_wal_object};
+use leeward_repository::wal_object::{
+    WalFacts, WalSource, write_wal_object, write_wal_object_with_contents,
+};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer};
 use crate::parallel;
 
@@ -50,8 +53,18 @@ struct WalFile {
     name: String,
     path: PathBuf,
     timeline: TimelineId,
-    /// For a segment: its position, and how many of its bytes are ours.
-    segment: Option<(WalSegmentName, u64)>,
+    segment: Option<Segment>,
+}
+
+/// What a segment is to a backup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Segment {
+    name: WalSegmentName,
+    /// How many of its bytes are ours.
+    length: u64,
+    /// Recovery goes along all of these bytes. Not so where a timeline was left: what its last segment holds behind
+    /// that may be anything.
+    needed: bool,
 }
 
 /// Stores everything of `stretch` from `pg_wal`; returns the records in the order of their names.
@@ -114,7 +127,11 @@ fn files(pg_wal: &Path, stretch: Stretch) -> Result<Vec<WalFile>> {
                     name,
                     path,
                     timeline: range.timeline,
-                    segment: Some((segment, length)),
+                    segment: Some(Segment {
+                        name: segment,
+                        length,
+                        needed: range.timeline == needed,
+                    }),
                 });
             } else if range.timeline == needed {
                 return Err(Error::failed(format!("WAL segment \"{name}\" is not in \"{}\" any more", pg_wal.display()))
@@ -173,22 +190,25 @@ fn store_one(file: &WalFile, stretch: Stretch, to: &Destination<'_>) -> Result<W
         Error::failed(format!("could not read \"{}\"", file.path.display())).because(e)
     };
     let mut source = File::open(&file.path).map_err(unreadable)?;
-    let mut plain: Box<dyn Read> = match file.segment {
-        None => Box::new(source),
-        Some((segment, length)) => {
-            check_header(&mut source, file, segment, stretch)?;
-            let rest = stretch.segment_size.bytes() - length;
-            Box::new(source.take(length).chain(io::repeat(0).take(rest)))
-        }
-    };
     let facts = WalFacts {
         system_identifier: stretch.system_identifier,
         timeline: file.timeline,
     };
     let key = layout::backup_wal(to.cluster, to.backup, &file.name)?;
-    let stored = write_wal_object(to.store, &key, facts, &mut plain, to.level).map_err(|e| {
+    let failed = |e: RepositoryError| {
         Error::failed(format!("could not store WAL file \"{}\"", file.name)).because(e)
-    })?;
+    };
+    let stored = match file.segment {
+        None => write_wal_object(to.store, &key, facts, &mut source, to.level).map_err(failed)?,
+        Some(segment) => {
+            check_header(&mut source, file, segment.name, stretch)?;
+            let mut plain = WalkedSegment::new(source, segment, stretch.segment_size);
+            let stored =
+                write_wal_object_with_contents(to.store, &key, facts, &mut plain, to.level);
+            plain.check(file, stretch)?;
+            stored.map_err(failed)?
+        }
+    };
     if file.segment.is_some() && stored.plain_length != stretch.segment_size.bytes() {
         return Err(Error::failed(format!(
             "WAL segment \"{}\" has {} bytes instead of {}",
@@ -204,6 +224,68 @@ fn store_one(file: &WalFile, stretch: Stretch, to: &Destination<'_>) -> Result<W
         plain_hash: stored.plain_hash,
         stored_hash: stored.stored_hash,
     })
+}
+
+/// A segment being read: our bytes, whose records are followed on the way, then zeros.
+struct WalkedSegment {
+    source: io::Take<File>,
+    zeros: io::Take<io::Repeat>,
+    scanner: WalScanner,
+    needed: bool,
+    damage: Option<WalDamage>,
+}
+
+impl WalkedSegment {
+    fn new(source: File, segment: Segment, size: WalSegmentSize) -> Self {
+        Self {
+            source: source.take(segment.length),
+            zeros: io::repeat(0).take(size.bytes() - segment.length),
+            scanner: WalScanner::new(segment.name.start_lsn(size), size),
+            needed: segment.needed,
+            damage: None,
+        }
+    }
+
+    /// Whether recovery, which begins at the start LSN, can go along the bytes that were read.
+    fn check(self, file: &WalFile, stretch: Stretch) -> Result<()> {
+        if !self.needed {
+            return Ok(());
+        }
+        self.damage
+            .or_else(|| self.scanner.expect_complete().err())
+            .filter(|damage| damage.lsn >= stretch.start)
+            .map_or(Ok(()), Err)
+            .map_err(|damage| {
+                Error::new(
+                    ErrorKind::Damaged,
+                    format!(
+                        "WAL segment \"{}\" cannot be recovered from",
+                        file.path.display()
+                    ),
+                )
+                .because(damage)
+                .hint("Recovery would end there. The disk is failing, or something other than the server changed the file.")
+            })
+    }
+}
+
+impl Read for WalkedSegment {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.source.limit() == 0 {
+            return self.zeros.read(buffer);
+        }
+        let length = self.source.read(buffer)?;
+        if self.damage.is_none() {
+            self.damage = self.scanner.feed(&buffer[..length], &mut |_| {}).err();
+        }
+        Ok(length)
+    }
+}
+
+impl WalSource for WalkedSegment {
+    fn contents(&mut self) -> Option<WalContents> {
+        Some(self.scanner.take_contents())
+    }
 }
 
 fn check_header(
