@@ -18,7 +18,8 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::key::folder;
 use super::local_file::{
-    Placing, StreamedFile, TemporaryFile, create_folders, is_hidden, is_leftover, sync_folder,
+    Placing, StreamedFile, TemporaryFile, create_folders, is_hidden, is_leftover, is_temporary,
+    sync_folder,
 };
 use super::{Key, ObjectInfo, ObjectVersion, Store, Upload};
 use crate::error::StoreError;
@@ -143,6 +144,9 @@ impl LocalStore {
     fn remove_empty_folders(&self, from: &Path) -> Result<(), StoreError> {
         for place in from.ancestors() {
             if place == self.root || !place.starts_with(&self.root) {
+                break;
+            }
+            if holds_more_than_leftovers(place)? {
                 break;
             }
             remove_leftover_files(place)?;
@@ -434,6 +438,19 @@ fn visit(
     Ok(ControlFlow::Continue(()))
 }
 
+/// Whether anything else than temporary files lies in a folder: told by the first such entry, however many follow.
+fn holds_more_than_leftovers(place: &Path) -> Result<bool, StoreError> {
+    let is_more = |entry: &io::Result<fs::DirEntry>| !matches!(entry, Ok(entry) if entry.file_name().to_str().is_some_and(is_temporary));
+    match fs::read_dir(place).map(|mut entries| entries.find(is_more)) {
+        Ok(found) => found
+            .transpose()
+            .map(|found| found.is_some())
+            .map_err(|error| StoreError::from_io("list", place, 0, error)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(StoreError::from_io("list", place, 0, error)),
+    }
+}
+
 /// Removes the temporary files of dead processes that lie directly in a folder.
 fn remove_leftover_files(place: &Path) -> Result<u64, StoreError> {
     let mut removed = 0;
@@ -441,6 +458,10 @@ fn remove_leftover_files(place: &Path) -> Result<u64, StoreError> {
         let Ok(name) = entry.file_name().into_string() else {
             continue;
         };
+        // A folder may hold a hundred thousand objects: only a few are worth a closer look.
+        if !is_temporary(&name) {
+            continue;
+        }
         let age_seconds = entry
             .metadata()
             .and_then(|metadata| metadata.modified())

@@ -280,6 +280,11 @@ pub(super) fn is_hidden(name: &str) -> bool {
     name.starts_with('.')
 }
 
+/// Whether a file name is that of a file being written, or of one that was.
+pub(super) fn is_temporary(name: &str) -> bool {
+    name.starts_with(TEMPORARY_PREFIX)
+}
+
 /// Whether a temporary file's writer is dead: told by the process where it was on this host, else by age.
 pub(super) fn is_leftover(name: &str, age_seconds: u64) -> bool {
     /// Nobody writes to a file for so long without touching it.
