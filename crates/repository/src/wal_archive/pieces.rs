@@ -11,7 +11,7 @@ use leeward_pgformat::{
 
 use super::names::ArchivedName;
 use super::object::NewObject;
-use super::read::{contents_of, read_object};
+use super::read::{Bounded, contents_of, read_object};
 use super::store_segment::check_header;
 use super::{PIECE_BYTES_LIMIT, Piece, Stored, WalArchive};
 use crate::hash::Hash;
@@ -172,10 +172,7 @@ impl WalArchive {
     ) -> Result<ReadPiece, RepositoryError> {
         let key = self.piece_key(segment, size, range)?;
         let length = range.end - range.start;
-        let mut plain = Bounded {
-            bytes: Vec::with_capacity(length.min(PIECE_BYTES_LIMIT) as usize),
-            limit: length,
-        };
+        let mut plain = Bounded::new(length);
         let info = read_object(&*self.store, &key, &mut plain)?;
         let damaged = |problem: String| RepositoryError::damaged(&key, "piece", problem);
         if info.plain_length != length {
@@ -373,25 +370,6 @@ fn in_parallel<T: Sync, R: Send>(
         done.sort_unstable_by_key(|(index, _)| *index);
         Ok(done.into_iter().map(|(_, result)| result).collect())
     })
-}
-
-/// Memory that does not grow beyond a limit; what is more is only counted by whoever writes.
-struct Bounded {
-    bytes: Vec<u8>,
-    limit: u64,
-}
-
-impl Write for Bounded {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let room = self.limit - self.bytes.len() as u64;
-        let kept = room.min(bytes.len() as u64) as usize;
-        self.bytes.extend_from_slice(&bytes[..kept]);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use leeward_pgformat::{
 
 use super::WalArchive;
 use super::names::timeline_of_file;
-use super::store_segment::check_header;
+use super::store_segment::{FILE_LIMIT, check_header};
 use crate::layout;
 use crate::repository_error::RepositoryError;
 use crate::store::{Key, Store};
@@ -68,14 +68,22 @@ impl WalArchive {
             problem: "it is neither a timeline history file nor a backup history file".to_owned(),
         })?;
         let key = layout::archived_wal(&self.cluster, timeline, name)?;
-        let mut content = Vec::new();
+        let mut content = Bounded::new(FILE_LIMIT);
         match read_object(&*self.store, &key, &mut content) {
-            Ok(info) if info.facts.timeline == timeline => Ok(Some(content)),
-            Ok(info) => Err(RepositoryError::damaged(
+            Ok(info) if info.facts.timeline != timeline => Err(RepositoryError::damaged(
                 &key,
                 "file",
                 format!("it is of timeline {}", info.facts.timeline),
             )),
+            Ok(info) if info.plain_length > FILE_LIMIT => Err(RepositoryError::damaged(
+                &key,
+                "file",
+                format!(
+                    "it has {} bytes, more than any such file",
+                    info.plain_length
+                ),
+            )),
+            Ok(_) => Ok(Some(content.bytes)),
             Err(RepositoryError::Store(error)) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
         }
@@ -214,5 +222,33 @@ impl Write for Beginning<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.to.flush()
+    }
+}
+
+/// Memory that does not grow beyond a limit; what is more is left out, and seen by the length that the reader is told.
+pub(super) struct Bounded {
+    pub(super) bytes: Vec<u8>,
+    limit: u64,
+}
+
+impl Bounded {
+    pub(super) fn new(limit: u64) -> Self {
+        Self {
+            bytes: Vec::new(),
+            limit,
+        }
+    }
+}
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let room = self.limit - self.bytes.len() as u64;
+        let kept = room.min(bytes.len() as u64) as usize;
+        self.bytes.extend_from_slice(&bytes[..kept]);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }

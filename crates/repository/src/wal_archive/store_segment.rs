@@ -17,7 +17,7 @@ use crate::repository_error::RepositoryError;
 use crate::wal_object::{WalFacts, WalSource, encode_wal_object, encode_wal_object_with_contents};
 
 /// The most bytes of a timeline history file or backup history file. The server's own are a few kB.
-const FILE_LIMIT: usize = 1 << 20;
+pub(super) const FILE_LIMIT: u64 = 1 << 20;
 /// zstd's level for such files; they are small.
 const FILE_LEVEL: i32 = 3;
 
@@ -76,7 +76,7 @@ impl WalArchive {
         let timeline = timeline_of_file(name).ok_or_else(|| {
             refused("it is neither a timeline history file nor a backup history file".to_owned())
         })?;
-        if content.len() > FILE_LIMIT {
+        if content.len() as u64 > FILE_LIMIT {
             return Err(refused(format!(
                 "it has {} bytes, more than any such file",
                 content.len()

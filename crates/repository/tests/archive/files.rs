@@ -1,11 +1,14 @@
 //! History files, gaps, and what a listing tells.
 
+use std::io::Read;
+
 use leeward_pgformat::{Lsn, TimelineHistory, TimelineId};
 use leeward_repository::RepositoryError;
 use leeward_repository::wal_archive::{Gap, Stored, TimelineHoldings};
+use leeward_repository::wal_object::{WalFacts, write_wal_object};
 
 use crate::synthetic::{SYSTEM, segment};
-use crate::{local, mebibytes, on_each_store};
+use crate::{key, local, mebibytes, on_each_store};
 
 const HISTORY: &[u8] = b"1\t0/7000110\tno recovery target specified\n";
 const BACKUP: &str = "000000010000000000000004.00000028.backup";
@@ -94,6 +97,28 @@ fn other_files_are_refused() {
     }
     assert!(place.archive.read_file("x").is_err());
     assert_eq!(place.keys(), Vec::<String>::new());
+}
+
+#[test]
+fn a_file_that_is_too_long_is_not_read_into_memory() {
+    let (_folder, place) = local();
+    let facts = WalFacts {
+        system_identifier: SYSTEM,
+        timeline: TimelineId(2),
+    };
+    write_wal_object(
+        &*place.store,
+        &key("main/wal/00000002/00000002.history.zst"),
+        facts,
+        &mut std::io::repeat(b'#').take(1 << 30),
+        1,
+    )
+    .expect("planted");
+    let error = place.archive.history(TimelineId(2)).expect_err("too long");
+    assert!(
+        error.is_damage() && error.to_string().contains("1073741824 bytes"),
+        "{error}"
+    );
 }
 
 #[test]
