@@ -23,7 +23,9 @@ pub(super) fn has(
     segment: WalSegmentName,
     size: WalSegmentSize,
 ) -> Result<bool, PostgresError> {
-    let connection = ReplicationConnection::connect(target)?;
+    let mut connection = ReplicationConnection::connect(target)?;
+    // 14 streams to nobody who has not asked.
+    connection.identify_system()?;
     let mut stream = connection.start(None, segment.start_lsn(size), segment.timeline)?;
     let deadline = Instant::now() + FIRST_BYTE;
     loop {
