@@ -55,6 +55,8 @@ mod story_024_lagging_standby;
 mod story_025_bad_line;
 #[path = "026_as_root.rs"]
 mod story_026_as_root;
+#[path = "028_wal_scan.rs"]
+mod story_028_wal_scan;
 #[path = "029_the_oracle.rs"]
 mod story_029_the_oracle;
 #[path = "030_push.rs"]
@@ -65,6 +67,10 @@ mod story_031_get;
 mod story_032_receive;
 #[path = "033_receive_faults.rs"]
 mod story_033_receive_faults;
+#[path = "034_targets.rs"]
+mod story_034_targets;
+#[path = "035_wal_list.rs"]
+mod story_035_wal_list;
 #[path = "036_three_timelines.rs"]
 mod story_036_three_timelines;
 #[path = "037_faulty_store.rs"]

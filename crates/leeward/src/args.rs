@@ -146,6 +146,9 @@ pub enum Wal {
         name: String,
         /// Where to put it: %p
         path: PathBuf,
+        /// Say that this WAL segment and all behind it do not exist; restore writes it where a hole lies behind its target
+        #[arg(long, value_name = "SEGMENT", hide = true)]
+        ends_before: Option<String>,
     },
     /// Stream WAL from a standby (or a primary) until stopped
     Receive(WalReceive),

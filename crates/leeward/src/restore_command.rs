@@ -7,7 +7,7 @@ use leeward_engine::error::{Error, Result};
 use crate::args::Global;
 use crate::config::Config;
 
-/// The command, for the shell that the server starts: `%f` and `%p` are the server's, every other `%` is doubled.
+/// The command, for the shell that the server starts, but for its last words; every `%` in it is doubled.
 ///
 /// # Errors
 /// When a path in it is not UTF-8, or holds a line break, which no setting can.
@@ -29,7 +29,7 @@ pub fn restore_command(global: &Global, config: &Config, cluster: &str) -> Resul
     option("--repository", config.url()?.to_string());
     option("--cluster", cluster.to_owned());
     let command: Vec<String> = words.iter().map(|word| quoted(word)).collect();
-    let command = format!("{} %f %p", command.join(" "));
+    let command = command.join(" ");
     if command.contains(['\n', '\r', '\0']) {
         return Err(Error::failed(
             "the restore_command would hold a line break, which no setting of the server can",

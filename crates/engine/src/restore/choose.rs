@@ -44,6 +44,8 @@ pub(super) enum Route {
         timeline: Timeline,
         /// Where recovery stops; `None` at the end of WAL.
         stop: Option<Stop>,
+        /// The first segment of a hole behind that.
+        ends_before: Option<String>,
     },
     /// Through `restore_command`, and on from a primary.
     Standby,
@@ -54,7 +56,7 @@ impl Route {
     pub(super) const fn prospect(&self) -> Prospect {
         match self {
             Self::Own => Prospect::OwnWal,
-            Self::Archive { timeline, stop } => Prospect::Archive {
+            Self::Archive { timeline, stop, .. } => Prospect::Archive {
                 timeline: timeline.id(),
                 stop: *stop,
             },
@@ -233,11 +235,7 @@ impl Choosing<'_> {
         if end <= backup.stop && !self.has_newer_timeline(backup) {
             return Ok((backup.clone(), Route::Own, notes));
         }
-        let route = Route::Archive {
-            timeline: self.timeline(&path, backup)?,
-            stop: None,
-        };
-        Ok((backup.clone(), route, notes))
+        Ok((backup.clone(), self.archive(&path, backup, None)?, notes))
     }
 
     /// Recovery to where the backup is consistent.
@@ -251,23 +249,16 @@ impl Choosing<'_> {
         }
         let sight = Sight::new(&path, &self.witness, &recovery.aim, true, backup.start)?;
         match sight.judge(backup)? {
-            Verdict::Reaches(stop) => Ok((
-                backup.clone(),
-                Route::Archive {
-                    timeline: self.timeline(&path, backup)?,
-                    stop: Some(stop),
-                },
-                Vec::new(),
-            )),
+            Verdict::Reaches(stop) => {
+                let route = self.archive(&path, backup, Some(stop))?;
+                Ok((backup.clone(), route, Vec::new()))
+            }
             // Nothing follows that could be replayed too much.
             _ if promotes => {
                 let hole = path.hole_at(path.reach(backup.start));
                 let route = match hole {
                     Some(_) => Route::Own,
-                    None => Route::Archive {
-                        timeline: self.timeline(&path, backup)?,
-                        stop: None,
-                    },
+                    None => self.archive(&path, backup, None)?,
                 };
                 Ok((backup.clone(), route, Vec::new()))
             }
@@ -329,10 +320,7 @@ impl Choosing<'_> {
         };
         for backup in candidates {
             if let Verdict::Reaches(stop) = sight.judge(backup)? {
-                let route = Route::Archive {
-                    timeline: self.timeline(&path, backup)?,
-                    stop: Some(stop),
-                };
+                let route = self.archive(&path, backup, Some(stop))?;
                 return Ok((backup.clone(), route, self.ambiguous(&sight, backup)));
             }
         }
@@ -415,6 +403,21 @@ impl Choosing<'_> {
             .timelines
             .keys()
             .any(|timeline| *timeline > backup.stop_timeline)
+    }
+
+    fn archive(&self, path: &Path, backup: &OwnWal, stop: Option<Stop>) -> Result<Route> {
+        let end = path.reach(backup.start);
+        let size = path.size();
+        // A segment that is held in part is still given.
+        let behind = || {
+            path.expected(size.segment_number_before(end) + 1)
+                .name(size)
+        };
+        Ok(Route::Archive {
+            timeline: self.timeline(path, backup)?,
+            stop,
+            ends_before: path.hole_at(end).map(|_| behind()),
+        })
     }
 
     fn timeline(&self, path: &Path, backup: &OwnWal) -> Result<Timeline> {

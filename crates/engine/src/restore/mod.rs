@@ -73,7 +73,7 @@ pub struct Recovery {
     pub action: TargetAction,
     /// It becomes a standby, and does not stop.
     pub standby: Option<Standby>,
-    /// The shell command that brings a WAL file: `restore_command`, its `%f` and `%p` included.
+    /// The shell command that brings a WAL file, `leeward wal get` and its options, up to `%f` and `%p`.
     pub restore_command: String,
 }
 

@@ -48,7 +48,7 @@ impl Settings<'_> {
                 let mut text = beginning(
                     self.backup.as_str(),
                     "a standby, with the WAL archive behind it",
-                    command,
+                    &format!("{command} %f %p"),
                 );
                 let standby = self.recovery.standby.clone().unwrap_or_default();
                 set(&mut text, "recovery_target_timeline", "latest");
@@ -58,13 +58,23 @@ impl Settings<'_> {
                 set(&mut text, "primary_slot_name", &slot);
                 text
             }
-            Route::Archive { timeline, stop } => {
+            Route::Archive {
+                timeline,
+                stop,
+                ends_before,
+            } => {
+                // The server reads ahead of where it stops (xlogprefetcher.c). Where a hole lies behind that, it is to
+                // see the end of WAL, and no error.
+                let command = match ends_before {
+                    Some(segment) => format!("{command} --ends-before {segment} %f %p"),
+                    None => format!("{command} %f %p"),
+                };
                 let aim = &self.recovery.aim;
                 let to = match stop {
                     Some(_) => aim.to_string(),
                     None => "the end of WAL".to_owned(),
                 };
-                let mut text = beginning(self.backup.as_str(), &format!("to {to}"), command);
+                let mut text = beginning(self.backup.as_str(), &format!("to {to}"), &command);
                 let timeline = match timeline {
                     Timeline::Number(number) => number.to_string(),
                     Timeline::Current(_) => "current".to_owned(),
@@ -147,7 +157,7 @@ mod tests {
             timeline: TimelineWish::Latest,
             action: TargetAction::Promote,
             standby: None,
-            restore_command: "'/opt/o'\\''clock/leeward' wal get %f %p".to_owned(),
+            restore_command: "'/opt/o'\\''clock/leeward' wal get".to_owned(),
         }
     }
 
@@ -168,6 +178,7 @@ mod tests {
                 lsn: Lsn(8),
                 time: None,
             }),
+            ends_before: None,
         }
     }
 
@@ -238,8 +249,10 @@ mod tests {
         let route = Route::Archive {
             timeline: Timeline::Current(TimelineId(2)),
             stop: None,
+            ends_before: Some("000000010000000000000007".to_owned()),
         };
         let text = text(&recovery(Aim::End), &route);
+        assert!(text.contains(" wal get --ends-before 000000010000000000000007 %f %p'"));
         for target in TARGETS {
             assert_eq!(value(&text, target).expect(target).1, "''");
         }

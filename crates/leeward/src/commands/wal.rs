@@ -9,6 +9,7 @@ use leeward_engine::wal::{
     GetMeans, GetOptions, GetOutcome, PrefetchCall, PrefetchOptions, PushOptions, get, prefetch,
     push,
 };
+use leeward_pgformat::wal_segment::is_wal_segment_name;
 use leeward_repository::codec::Compression;
 
 use super::{wal_list, wal_receive};
@@ -50,7 +51,21 @@ pub fn run(global: &Global, config: &Config, wal: Wal) -> Result<ExitCode, Failu
             }
             Ok(ExitCode::SUCCESS)
         }
-        Wal::Get { name, path } => {
+        Wal::Get {
+            name,
+            ends_before: Some(end),
+            ..
+        } if lies_behind(&name, &end) => {
+            if global.verbose {
+                output::say(&format!("\"{name}\" lies behind the recovery target"));
+            }
+            Ok(ExitCode::from(ABSENT))
+        }
+        Wal::Get {
+            name,
+            path,
+            ends_before,
+        } => {
             let repository = config.url()?;
             let ahead = config.prefetch_bytes.unwrap_or(PREFETCH_BYTES);
             let options = GetOptions {
@@ -59,6 +74,7 @@ pub fn run(global: &Global, config: &Config, wal: Wal) -> Result<ExitCode, Failu
                 name,
                 path,
                 prefetch: ahead > 0,
+                hole_is_known: ends_before.is_some(),
             };
             let means = GetMeans {
                 open: &|| config.store(),
@@ -100,6 +116,11 @@ pub fn run(global: &Global, config: &Config, wal: Wal) -> Result<ExitCode, Failu
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// Whether `name` is `end` or a WAL segment behind it, on whatever timeline: the number follows the timeline's eight digits.
+fn lies_behind(name: &str, end: &str) -> bool {
+    is_wal_segment_name(name) && is_wal_segment_name(end) && name[8..] >= end[8..]
 }
 
 fn level(compression: Compression) -> Result<i32, Error> {
@@ -159,6 +180,21 @@ pub fn may_be_restore_command(args: impl Iterator<Item = std::ffi::OsString>) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn behind_the_end() {
+        let end = "000000010000000200000003";
+        for (name, behind) in [
+            ("000000010000000200000003", true),
+            ("000000010000000300000000", true),
+            ("000000020000000200000004", true),
+            ("000000010000000200000002", false),
+            ("000000020000000100000009", false),
+            ("00000002.history", false),
+        ] {
+            assert_eq!(lies_behind(name, end), behind, "{name}");
+        }
+    }
 
     #[test]
     fn whatever_may_stand_for_get() {
