@@ -74,12 +74,12 @@ impl WalArchive {
         new.finish(info, &segment.name(size), Some(range.start))
     }
 
-    /// Writes the bytes of a WAL segment from its beginning as far as pieces reach without a hole, no padding after
-    /// them, and returns where they end; `None` when no piece begins it. What was written may be used only if this
-    /// returns `Ok`. Memory: up to 100 MiB.
+    /// Writes the bytes of a WAL segment from its beginning as far as the archive has them without a hole, no padding after
+    /// them, and returns where they end; `None` when the store answered that it has none. What was written may be used
+    /// only if this returns `Ok`. Memory: up to 100 MiB.
     ///
-    /// A receiver deletes the pieces once the segment is there as a whole: where the store says in the middle that one
-    /// does not exist, try [`WalArchive::read_segment`] again.
+    /// Pieces go once the segment is there as a whole. So where they end early, or are gone, the whole segment is looked
+    /// for, again if need be: what is said to be missing was not there at any time.
     ///
     /// # Errors
     /// [`RepositoryError::WalConflict`] when two pieces that were read differ where they overlap,
@@ -92,8 +92,28 @@ impl WalArchive {
     ) -> Result<Option<Lsn>, RepositoryError> {
         let pieces = self.pieces(segment, size)?;
         let chain = chain(&pieces, segment.start_lsn(size));
-        self.read_chain(segment, size, &chain, to)?;
-        Ok(chain.last().map(|range| range.end))
+        let end = chain.last().map(|range| range.end);
+        let mut to = Continued {
+            to,
+            written: 0,
+            known: 0,
+        };
+        let gone = match self.read_chain(segment, size, &chain, &mut to) {
+            Err(RepositoryError::Store(error)) if error.is_not_found() => Some(error),
+            other => {
+                other?;
+                if end == Some(segment.end_lsn(size)) {
+                    return Ok(end);
+                }
+                None
+            }
+        };
+        to.known = to.written;
+        match (self.read_segment(segment, size, &mut to)?, gone) {
+            (Some(_), _) => Ok(Some(segment.end_lsn(size))),
+            (None, Some(error)) => Err(RepositoryError::Store(error)),
+            (None, None) => Ok(end),
+        }
     }
 
     /// The pieces of a WAL segment, sorted by beginning: one listing.
@@ -237,6 +257,30 @@ impl WalArchive {
         let walkable = range.start.0.is_multiple_of(u64::from(WAL_PAGE_SIZE));
         let start = walkable.then_some(range.start);
         contents_of(&*self.store, &key, start, size, None)
+    }
+}
+
+/// Hands on what is written to it; told that so many bytes are known, it begins behind them.
+struct Continued<'a> {
+    to: &'a mut dyn Write,
+    written: u64,
+    known: u64,
+}
+
+impl Write for Continued<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let known = self.known.min(bytes.len() as u64);
+        if known > 0 {
+            self.known -= known;
+            return Ok(known as usize);
+        }
+        let length = self.to.write(bytes)?;
+        self.written += length as u64;
+        Ok(length)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
     }
 }
 

@@ -76,16 +76,20 @@ fn local() -> (tempfile::TempDir, Place) {
 fn bucket() -> (S3Server, FaultProxy, Place) {
     let server = S3Server::start();
     let proxy = FaultProxy::start(server.address());
+    let place = open(&server, proxy.endpoint());
+    (server, proxy, place)
+}
+
+fn open(server: &S3Server, endpoint: String) -> Place {
     let url = RepositoryUrl::parse(&server.repository("team/one")).expect("a URL");
     let options = StoreOptions {
-        endpoint: Some(proxy.endpoint()),
+        endpoint: Some(endpoint),
         access_key_id: Some(Secret::new(ACCESS_KEY_ID)),
         secret_access_key: Some(Secret::new(SECRET_ACCESS_KEY)),
         retry_for: Duration::from_secs(30),
         ..StoreOptions::default()
     };
-    let store = store::open(&url, &options).expect("opened");
-    (server, proxy, Place::new(store))
+    Place::new(store::open(&url, &options).expect("opened"))
 }
 
 /// The same on an empty directory and an empty bucket.

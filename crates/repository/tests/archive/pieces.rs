@@ -1,6 +1,7 @@
 //! Pieces of a WAL segment.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use leeward_pgformat::{
     Lsn, SystemIdentifier, TimelineId, TimestampTz, WalContents, WalSegmentName,
@@ -10,7 +11,7 @@ use leeward_repository::wal_archive::{PIECE_BYTES_LIMIT, Piece, Stored};
 use leeward_tests::faults::Fault;
 
 use crate::synthetic::{SYSTEM, Wal, segment};
-use crate::{Place, bucket, local, mebibytes, on_each_store};
+use crate::{Place, bucket, local, mebibytes, on_each_store, open};
 
 fn store(place: &Place, wal: &Wal, range: Range<usize>) -> Result<Stored, RepositoryError> {
     let contents = WalContents {
@@ -279,7 +280,7 @@ fn pieces_go_only_when_the_segment_is_whole() {
                 .expect("deleted");
             assert_eq!(deleted, expected);
         }
-        assert!(read(place, &wal).expect("read").is_none());
+        check_read(place, &wal, 1 << 20);
         check_read(place, &next, 1000);
         let name: WalSegmentName = wal.segment();
         assert!(
@@ -295,4 +296,58 @@ fn pieces_go_only_when_the_segment_is_whole() {
             Some(TimestampTz(1_000))
         );
     });
+}
+
+#[test]
+fn a_segment_may_become_whole_while_its_pieces_are_read() {
+    let wal = segment(mebibytes(1), 7, 1);
+    let (server, proxy, place) = bucket();
+    let receiver = Arc::new(open(&server, server.endpoint()));
+    let whole = |receiver: &Place, wal: &Wal| {
+        receiver
+            .archive
+            .store_segment(wal.segment(), wal.size, SYSTEM, &mut &wal.bytes[..], 1)
+            .expect("stored");
+    };
+    // It becomes whole before the pieces are listed, before the third of them is read, and when the first is gone
+    // already while they are listed.
+    for moment in 0..3 {
+        for begin in (0..400_000).step_by(20_000) {
+            store(&receiver, &wal, begin..begin + 20_000).expect("stored");
+        }
+        let (behind, wal_there) = (Arc::clone(&receiver), wal.clone());
+        let mut gets = 0;
+        let mut done = false;
+        proxy.set(move |request| {
+            gets += u64::from(request.method == "GET");
+            let now = match moment {
+                0 => true,
+                1 => gets == 4,
+                _ => true,
+            };
+            if now && !done {
+                done = true;
+                whole(&behind, &wal_there);
+                if moment == 2 {
+                    let first = crate::key(&piece_key(&wal_there, &(20_000..40_000)));
+                    behind.store.delete(&first).expect("deleted");
+                } else {
+                    behind
+                        .archive
+                        .delete_pieces(wal_there.segment(), wal_there.size)
+                        .expect("deleted");
+                }
+            }
+            Fault::None
+        });
+        check_read(&place, &wal, 1 << 20);
+        proxy.set(|_| Fault::None);
+        receiver
+            .archive
+            .delete_pieces(wal.segment(), wal.size)
+            .expect("deleted");
+        let key = format!("main/wal/00000001/{}.zst", wal.segment().name(wal.size));
+        receiver.store.delete(&crate::key(&key)).expect("deleted");
+        assert!(read(&place, &wal).expect("read").is_none());
+    }
 }
