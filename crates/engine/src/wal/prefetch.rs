@@ -350,7 +350,8 @@ impl Prefetch {
         for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            let ours = match name.split_once('.') {
+            // A name may have a dot of its own, as a history file's does; the process id comes last.
+            let ours = match name.rsplit_once('.') {
                 None => WalSegmentName::parse(&name, self.size).is_some(),
                 Some((_, "part")) => true,
                 // What a call that was killed has left.
