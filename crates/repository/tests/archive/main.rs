@@ -13,6 +13,7 @@ use leeward_tests::faults::FaultProxy;
 use leeward_tests::s3::{ACCESS_KEY_ID, S3Server, SECRET_ACCESS_KEY};
 
 mod files;
+mod golden;
 mod partial;
 mod pieces;
 mod refused;
