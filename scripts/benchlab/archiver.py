@@ -128,7 +128,8 @@ REDO_DONE = re.compile(r"redo done at (\S+) system usage: CPU: user: ([\d.]+) s,
 
 
 def recover(postgres, data, env, log, check):
-    """Start a server that recovers, wait until it has, call `check`, stop it; times are those of its own log.
+    """Start a server that recovers, wait until it has, call `check`, stop it; times are those of its own log, from its
+    first line, because the first file is asked for before recovery is announced.
 
     CPU is that of the server and of all that it called, up to the end of recovery."""
     path, us = LOGS / log, os.getpid()
@@ -173,5 +174,5 @@ def recover(postgres, data, env, log, check):
         wait_for_all(30)
     at = lambda text: next(at for at, what in lines() if what.startswith(text))
     lsn, user, system, elapsed = next(found.groups() for _, what in lines() if (found := REDO_DONE.match(what)))
-    return {"wall_s": (at("archive recovery complete") - at("starting archive recovery")).total_seconds(), "cpu_tool_s": cpu,
+    return {"wall_s": (at("archive recovery complete") - at("starting PostgreSQL")).total_seconds(), "cpu_tool_s": cpu,
             "cpu_other_s": max(0.0, busy), "redo_s": float(elapsed), "redo_cpu_s": float(user) + float(system), "redo_done_at": lsn, "contents": contents}
