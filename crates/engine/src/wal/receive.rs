@@ -26,9 +26,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer};
 
 mod bell;
+mod buffer;
 mod loss;
 mod meet;
 mod queue;
+#[cfg(test)]
+mod queue_tests;
 mod resume;
 mod settle;
 mod slot;

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -11,58 +11,16 @@ use std::time::{Duration, Instant};
 use leeward_pgformat::{Lsn, TimelineId, WalSegmentName, WalSegmentSize};
 
 use super::bell::Bell;
+use super::buffer::{Buffer, Due, Job, compare};
 use crate::error::{Error, Result};
 
 /// WAL segments under way at most, the one being filled among them.
 const SEGMENTS_LIMIT: usize = 4;
 
-/// Plain bytes of one piece at most; what one holds in memory.
-const PIECE_BYTES: u64 = 8 << 20;
-
-/// A stretch of WAL inside one WAL segment that is being received or stored.
-#[derive(Debug)]
-struct Buffer {
-    segment: WalSegmentName,
-    file: Arc<File>,
-    /// Offsets in the WAL segment, as the others: received up to here.
-    filled: u64,
-    /// Stored as pieces up to here.
-    stored: u64,
-    /// No more bytes will come.
-    ended: bool,
-    /// Whether the archive has pieces of it.
-    has_pieces: bool,
-    /// When the first byte that is not stored came.
-    waiting_since: Option<Instant>,
-    /// What the archive's pieces hold of it, and how much that is: the server must send the same again.
-    expected: Option<(File, u64)>,
-}
-
 #[derive(Debug)]
 enum Item {
     Buffer(Buffer),
     History { name: String, content: Vec<u8> },
-}
-
-/// What to store next.
-pub(super) enum Job {
-    /// A timeline history file.
-    History { name: String, content: Vec<u8> },
-    /// A whole WAL segment.
-    Segment {
-        segment: WalSegmentName,
-        file: Arc<File>,
-        has_pieces: bool,
-    },
-    /// These offsets of a WAL segment.
-    Piece {
-        segment: WalSegmentName,
-        file: Arc<File>,
-        from: u64,
-        to: u64,
-    },
-    /// Nothing will come any more.
-    Done,
 }
 
 /// Numbers for people.
@@ -526,86 +484,3 @@ impl Queue {
 
 /// Where to write: the WAL segment, its file, how far it is filled, and what to compare with.
 type Open = (WalSegmentName, Arc<File>, u64, Option<(File, u64)>);
-
-enum Due {
-    Job(Job),
-    /// All of it is stored and nothing more comes.
-    Nothing,
-    /// Later, or when more comes.
-    At(Option<Instant>),
-}
-
-impl Buffer {
-    fn new(segment: WalSegmentName, file: Arc<File>, expected: Option<(File, u64)>) -> Buffer {
-        Buffer {
-            segment,
-            file,
-            filled: 0,
-            stored: expected.as_ref().map_or(0, |(_, length)| *length),
-            ended: false,
-            has_pieces: expected.is_some(),
-            waiting_since: None,
-            expected,
-        }
-    }
-
-    fn due(&mut self, size: WalSegmentSize, hurry: bool, interval: Duration) -> Due {
-        if self.filled == size.bytes() {
-            return Due::Job(Job::Segment {
-                segment: self.segment,
-                file: Arc::clone(&self.file),
-                has_pieces: self.has_pieces,
-            });
-        }
-        if self.filled <= self.stored {
-            return if self.ended {
-                Due::Nothing
-            } else {
-                Due::At(None)
-            };
-        }
-        let at = self.waiting_since.map(|since| since + interval);
-        if hurry || self.ended || at.is_none_or(|at| at <= Instant::now()) {
-            let to = self.filled.min(self.stored + PIECE_BYTES);
-            if to == self.filled {
-                // Whatever comes from now on waits anew.
-                self.waiting_since = None;
-            }
-            // It may get there although we are not told.
-            self.has_pieces = true;
-            return Due::Job(Job::Piece {
-                segment: self.segment,
-                file: Arc::clone(&self.file),
-                from: self.stored,
-                to,
-            });
-        }
-        Due::At(at)
-    }
-}
-
-/// The first offset at which `now`, received from `offset` on, differs from the first `length` bytes of `expected`.
-fn compare(expected: &File, length: u64, offset: u64, now: &[u8]) -> io::Result<Option<u64>> {
-    let common = length.saturating_sub(offset).min(now.len() as u64) as usize;
-    let mut held = vec![0; common];
-    expected.read_exact_at(&mut held, offset)?;
-    Ok(held
-        .iter()
-        .zip(now)
-        .position(|(held, now)| held != now)
-        .map(|at| offset + at as u64))
-}
-
-/// Reads a file from its beginning, whatever others do with it.
-pub(super) struct FileReader {
-    pub(super) file: Arc<File>,
-    pub(super) position: u64,
-}
-
-impl Read for FileReader {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let length = self.file.read_at(buffer, self.position)?;
-        self.position += length as u64;
-        Ok(length)
-    }
-}

@@ -129,3 +129,144 @@ pub(super) fn goes_on(history: &TimelineHistory, timeline: TimelineId, lsn: Lsn)
             .switch_lsn(timeline)
             .is_some_and(|switch| lsn <= switch)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ops::Range;
+
+    const SIZE: WalSegmentSize = WalSegmentSize::DEFAULT;
+    const MIB: u64 = 1 << 20;
+
+    /// Timeline 2 begins in segment 5, timeline 3 in segment 8.
+    fn history(target: u32) -> TimelineHistory {
+        let text = ["1\t0/5400000\tx\n", "2\t0/8600000\tx\n"];
+        TimelineHistory::parse(text[..target as usize - 1].concat(), TimelineId(target))
+            .expect("a history")
+    }
+
+    /// Whole segments of timeline 1 and 2 by their numbers, and pieces of timeline 1 in MiB.
+    fn holdings(whole: [&[u64]; 2], pieces: &[(u64, u64)], gap: Option<Range<u64>>) -> Holdings {
+        let mut holdings = Holdings::default();
+        for (timeline, numbers) in (1..).map(TimelineId).zip(whole) {
+            let segments = numbers.iter().map(|number| (*number, 1)).collect();
+            let mut held = TimelineHoldings {
+                timeline,
+                segments,
+                pieces: Default::default(),
+                history: false,
+                backup_files: Vec::new(),
+                gaps: Vec::new(),
+            };
+            if timeline.0 == 1 {
+                for (begin, end) in pieces {
+                    let range = Lsn(begin * MIB)..Lsn(end * MIB);
+                    held.pieces
+                        .entry(SIZE.segment_number(range.start))
+                        .or_default()
+                        .push(range);
+                }
+                held.gaps.extend(
+                    gap.clone()
+                        .map(|gap| Lsn(gap.start * MIB)..Lsn(gap.end * MIB)),
+                );
+            }
+            if !held.segments.is_empty() || !held.pieces.is_empty() || !held.gaps.is_empty() {
+                holdings.timelines.insert(timeline, held);
+            }
+        }
+        holdings
+    }
+
+    fn missing(target: u32, holdings: &Holdings) -> Option<(u32, u64)> {
+        first_missing(&history(target), holdings, SIZE)
+            .map(|segment| (segment.timeline.0, segment.number))
+    }
+
+    #[test]
+    fn behind_what_is_held() {
+        assert_eq!(missing(1, &holdings([&[], &[]], &[], None)), None);
+        assert_eq!(
+            missing(1, &holdings([&[2, 3, 4], &[]], &[], None)),
+            Some((1, 5))
+        );
+        assert_eq!(
+            missing(1, &holdings([&[2, 4], &[]], &[], None)),
+            Some((1, 3)),
+            "a hole"
+        );
+        assert_eq!(
+            missing(1, &holdings([&[2, 4], &[]], &[], Some(48..64))),
+            Some((1, 5)),
+            "a recorded one"
+        );
+        assert_eq!(
+            missing(1, &holdings([&[2], &[]], &[(48, 50)], None)),
+            Some((1, 3)),
+            "pieces come again"
+        );
+        assert_eq!(
+            missing(1, &holdings([&[], &[]], &[(48, 50)], None)),
+            Some((1, 3))
+        );
+    }
+
+    #[test]
+    fn over_a_switch() {
+        assert_eq!(
+            missing(2, &holdings([&[3, 4], &[]], &[], None)),
+            Some((1, 5)),
+            "the old one's end"
+        );
+        assert_eq!(
+            missing(2, &holdings([&[3, 4], &[]], &[(80, 84)], None)),
+            Some((2, 5))
+        );
+        assert_eq!(
+            missing(2, &holdings([&[3, 4], &[]], &[(80, 83)], None)),
+            Some((1, 5))
+        );
+        assert_eq!(
+            missing(2, &holdings([&[3, 4, 5, 6, 7], &[]], &[], None)),
+            Some((2, 5)),
+            "the old primary went on"
+        );
+        assert_eq!(
+            missing(2, &holdings([&[3], &[5, 6]], &[], None)),
+            Some((2, 7))
+        );
+        assert_eq!(
+            missing(3, &holdings([&[3], &[5, 6, 7, 8]], &[], None)),
+            Some((3, 8))
+        );
+        assert_eq!(
+            missing(3, &holdings([&[3, 4], &[]], &[(80, 84)], None)),
+            Some((2, 5))
+        );
+    }
+
+    #[test]
+    fn what_an_interrupted_receiver_left() {
+        let left = holdings(
+            [&[3], &[]],
+            &[(48, 50), (64, 70), (68, 80), (80, 90), (95, 96)],
+            None,
+        );
+        let names = |found: Vec<WalSegmentName>| {
+            found
+                .iter()
+                .map(|segment| segment.number)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(names(left_over(&left)), [3]);
+        assert_eq!(names(covered_by_pieces(&left, SIZE)), [4]);
+    }
+
+    #[test]
+    fn a_stream_goes_on_up_to_the_switch() {
+        assert!(goes_on(&history(1), TimelineId(1), Lsn(1 << 40)));
+        assert!(goes_on(&history(2), TimelineId(1), Lsn(0x540_0000)));
+        assert!(!goes_on(&history(2), TimelineId(1), Lsn(0x540_0001)));
+        assert!(!goes_on(&history(2), TimelineId(3), Lsn(1)));
+    }
+}

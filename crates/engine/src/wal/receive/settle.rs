@@ -176,7 +176,7 @@ impl Receiver<'_> {
             let Some(desk) = &receiver.desk else {
                 return Ok(Ok(()));
             };
-            let mut plain = super::queue::FileReader {
+            let mut plain = super::buffer::FileReader {
                 file: std::sync::Arc::clone(file),
                 position: 0,
             };

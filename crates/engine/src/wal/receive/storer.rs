@@ -7,7 +7,8 @@ use leeward_pgformat::{SystemIdentifier, WalContents, WalScanner, WalSegmentName
 use leeward_repository::repository_error::RepositoryError;
 use leeward_repository::wal_archive::{Piece, WalArchive};
 
-use super::queue::{FileReader, Job, Queue};
+use super::buffer::{FileReader, Job};
+use super::queue::Queue;
 use crate::error::Error;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
