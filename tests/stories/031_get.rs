@@ -207,7 +207,11 @@ fn standby(major: u32) {
     )
     .expect("renamed");
     server.set("archive_mode", "always");
-    pair.primary.sql("SELECT pg_switch_wal()");
+    pair.primary
+        .sql("CREATE TABLE story.round_0 (); SELECT pg_switch_wal()");
+    wait_until("the first segment is archived", PATIENCE, || {
+        story.path("repository/main/wal/00000001").exists()
+    });
     server.start();
     let replayed = |table: &str| {
         wait_until("the standby has got what was archived", PATIENCE, || {
@@ -309,12 +313,29 @@ fn exit_codes(major: u32) {
     plainly(missing).expect(ABSENT);
     fs::remove_file(&signal).expect("removed");
     let own = server.data().join("pg_wal").join(missing);
-    fs::write(&own, "the server's own").expect("written");
+    fs::copy(pair.primary.data().join("pg_wal").join(missing), &own).expect("copied");
     plainly(missing).expect(ABSENT);
+    // A file that is only laid out for later does not count.
+    fs::copy(pair.primary.data().join("pg_wal").join(&names[1]), &own).expect("copied");
+    plainly(missing).expect(STOP);
     fs::remove_file(own).expect("removed");
     // Asked for as an ancestor's, after the newer timeline's was not there, it is no hole.
     plainly(&missing.replacen("00000001", "00000002", 1)).expect(ABSENT);
     plainly(missing).expect(ABSENT);
+    plainly(missing).expect(STOP);
+    // Its beginning alone is a hole too, unless recovery has a target, which may lie there.
+    let loose = story.path(&format!("{missing}.partial"));
+    let own = pair.primary.data().join("pg_wal").join(missing);
+    fs::copy(own, &loose).expect("copied");
+    leeward
+        .run(&["wal", "push", loose.to_str().expect("a path in UTF-8")])
+        .expect(exit::DONE);
+    plainly(missing)
+        .expect(STOP)
+        .expect_words(&["the end of", missing]);
+    server.append_config("recovery_target_time = '2030-01-01'");
+    plainly(missing).expect(exit::DONE);
+    server.append_config("recovery_target_time = ''");
     plainly(missing).expect(STOP);
     fs::rename(&away, object(&story, missing)).expect("moved back");
     plainly(missing).expect(exit::DONE);

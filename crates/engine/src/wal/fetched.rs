@@ -5,6 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use leeward_pgformat::SystemIdentifier;
@@ -68,7 +69,9 @@ impl Fetched {
 
     /// A new file for a segment that this process fetches itself.
     pub(super) fn own_file(&self, name: &str) -> io::Result<(PathBuf, File)> {
-        let path = self.folder.join(format!("{name}.{}", std::process::id()));
+        let path = self
+            .folder
+            .join(format!("{name}-{}.{}", next(), std::process::id()));
         let file = create(&path)?;
         Ok((path, file))
     }
@@ -156,6 +159,12 @@ impl Fetched {
         fs::write(&own, text)?;
         fs::rename(own, self.folder.join(file))
     }
+}
+
+/// Tells this process's files from each other.
+pub(super) fn next() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// Creates a file as the server creates its WAL.

@@ -6,12 +6,12 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use leeward_pgformat::SystemIdentifier;
 use leeward_pgformat::control_file::ControlFile;
 use leeward_pgformat::wal_segment::{
-    WalSegmentName, WalSegmentSize, is_backup_history_file_name, is_history_file_name,
-    is_wal_segment_name,
+    WAL_LONG_HEADER_SIZE, WalLongHeader, WalSegmentName, WalSegmentSize,
+    is_backup_history_file_name, is_history_file_name, is_wal_segment_name,
 };
+use leeward_pgformat::{Lsn, SystemIdentifier};
 use leeward_repository::catalog::{Cluster, Repository};
 use leeward_repository::repository_error::RepositoryError;
 use leeward_repository::store::Store;
@@ -37,6 +37,8 @@ pub struct GetOptions {
     pub path: PathBuf,
     /// Whether to fetch ahead.
     pub prefetch: bool,
+    /// Whether the caller knows that WAL is missing where recovery will end, so that nobody needs to be told.
+    pub hole_is_known: bool,
 }
 
 /// What came of it.
@@ -154,12 +156,19 @@ impl Get<'_> {
             self.fetch_ahead(size);
             return Ok(GetOutcome::Found);
         }
-        if self.beginning(&archive, &cluster, segment, size)? {
-            return Ok(GetOutcome::Found);
-        }
+        let beginning = self.beginning(&archive, &cluster, segment, size)?;
         self.verify(&cluster)?;
-        self.refuse_a_hole(&archive, segment, size)?;
-        Ok(GetOutcome::Absent)
+        if beginning
+            .as_ref()
+            .is_none_or(|(_, end)| *end < segment.end_lsn(size))
+        {
+            self.refuse_a_hole(&archive, segment, size, beginning.is_some())?;
+        }
+        let Some((target, _)) = beginning else {
+            return Ok(GetOutcome::Absent);
+        };
+        self.place(target)?;
+        Ok(GetOutcome::Found)
     }
 
     /// Starts the prefetcher, or lets it run on. It is a convenience: nothing depends on whether it can be started.
@@ -198,15 +207,15 @@ impl Get<'_> {
         Ok(true)
     }
 
-    /// The beginning of the segment, from pieces or from a backup, whichever goes further; padded with zeros, where
-    /// recovery stops as at the end of WAL.
+    /// The beginning of the segment, from pieces or from a backup, whichever goes further, and where it ends; padded with
+    /// zeros, where recovery stops as at the end of WAL.
     fn beginning(
         &self,
         archive: &WalArchive,
         cluster: &Cluster,
         segment: WalSegmentName,
         size: WalSegmentSize,
-    ) -> Result<bool> {
+    ) -> Result<Option<(Target, Lsn)>> {
         let mut pieces = Target::create(self)?;
         let pieces_end = archive
             .read_pieces(segment, size, &mut pieces.file)
@@ -219,16 +228,12 @@ impl Get<'_> {
                 drop(pieces);
                 (self.bring_from_backup(cluster, &found)?, found.end)
             }
-            (None, Some(end)) => {
-                self.verify(cluster)?;
-                (pieces, end)
-            }
-            (None, None) => return Ok(false),
+            (None, Some(end)) => (pieces, end),
+            (None, None) => return Ok(None),
         };
         let missing = segment.end_lsn(size) - end.min(segment.end_lsn(size));
         target.pad(size.bytes(), missing)?;
-        self.place(target)?;
-        Ok(true)
+        Ok(Some((target, end)))
     }
 
     fn cache_file(&self) -> Option<PathBuf> {
@@ -285,15 +290,22 @@ impl Get<'_> {
     }
 
     /// Where the archive holds later WAL of the same timeline, this is not the end but a hole. A standby may still get
-    /// the WAL from its primary; a server that has the segment itself needs no archive.
+    /// the WAL from its primary; a server that has the segment itself needs no archive. `in_part` when the segment's beginning
+    /// was found: with a recovery target, it may lie there, and if not, the server itself refuses to end before it
+    /// (`StartupXLOG`, xlog.c: "recovery ended before configured recovery target was reached").
     fn refuse_a_hole(
         &self,
         archive: &WalArchive,
         segment: WalSegmentName,
         size: WalSegmentSize,
+        in_part: bool,
     ) -> Result<()> {
         let name = &self.options.name;
-        if self.is_standby() || self.server.wal.join(name).is_file() {
+        if self.options.hole_is_known
+            || self.is_standby()
+            || (in_part && self.server.has_recovery_target())
+            || self.server_has(segment)
+        {
             return Ok(());
         }
         // Having asked for the newest timeline's segment, the server asks for the same of its ancestors, which may well
@@ -330,7 +342,8 @@ impl Get<'_> {
         Err(Error::new(
             ErrorKind::Damaged,
             format!(
-                "WAL segment \"{name}\" is missing from the archive, which goes on with \"{}\": recovery cannot pass this hole",
+                "{}WAL segment \"{name}\" is missing from the archive, which goes on with \"{}\": recovery cannot pass this hole",
+                if in_part { "the end of " } else { "" },
                 next.name(size)
             ),
         )
@@ -374,6 +387,21 @@ impl Get<'_> {
             )));
         }
         target.place()
+    }
+
+    /// Whether the server has the segment itself, and not just a file for WAL to come under that name.
+    fn server_has(&self, segment: WalSegmentName) -> bool {
+        let mut bytes = [0; WAL_LONG_HEADER_SIZE];
+        let read = File::open(self.server.wal.join(&self.options.name))
+            .and_then(|mut file| file.read_exact(&mut bytes));
+        let header = read.ok().and_then(|()| WalLongHeader::parse(&bytes).ok());
+        header.is_some_and(|header| {
+            let owner = match &self.control {
+                Some(control) => control.system_identifier,
+                None => header.system_identifier,
+            };
+            header.check(segment, owner).is_ok()
+        })
     }
 
     fn failed(&self, e: RepositoryError) -> Error {
@@ -442,7 +470,11 @@ impl Target {
 
     fn beside(wanted: &Path) -> Result<Self> {
         let mut path = wanted.as_os_str().to_owned();
-        path.push(format!(".leeward-{}", std::process::id()));
+        path.push(format!(
+            ".leeward-{}-{}",
+            std::process::id(),
+            super::fetched::next()
+        ));
         let path = PathBuf::from(path);
         let file = super::fetched::create(&path).map_err(|e| unwritable(&path, e))?;
         Ok(Self {

@@ -1,11 +1,22 @@
 //! The server that a WAL file belongs to, as far as its directory tells: `archive_command` and `restore_command` run in
 //! the data directory and name files relative to it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use leeward_pgformat::control_file::ControlFile;
+use leeward_postgres::configuration_syntax;
 use leeward_postgres::data_directory::DataDirectory;
+
+/// The settings that end recovery early (`xlogrecovery.c`).
+const RECOVERY_TARGETS: [&str; 5] = [
+    "recovery_target",
+    "recovery_target_lsn",
+    "recovery_target_name",
+    "recovery_target_time",
+    "recovery_target_xid",
+];
 
 /// The directories around a WAL file.
 #[derive(Debug)]
@@ -45,6 +56,21 @@ impl ServerDirectories {
         Some(text.lines().take(3).collect::<Vec<_>>().join("\n"))
     }
 
+    /// Whether the configuration inside the data directory names a recovery target. One that stands elsewhere is not seen.
+    pub(super) fn has_recovery_target(&self) -> bool {
+        let mut targets = BTreeMap::new();
+        // In the order in which they override each other.
+        for file in ["postgresql.conf", "postgresql.auto.conf"] {
+            let text = fs::read(self.data.join(file)).unwrap_or_default();
+            let settings =
+                configuration_syntax::lines(&text).filter_map(configuration_syntax::setting);
+            for setting in settings.filter(|setting| RECOVERY_TARGETS.contains(&&*setting.name)) {
+                targets.insert(setting.name, setting.value);
+            }
+        }
+        targets.values().any(|value| !value.is_empty())
+    }
+
     /// The directory in which the server notes what it wants archived, if there is one beside the file.
     pub(super) fn archive_status(&self) -> PathBuf {
         self.wal.join("archive_status")
@@ -59,6 +85,31 @@ impl ServerDirectories {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_recovery_target_that_was_taken_back_is_none() {
+        let data = tempfile::tempdir().expect("a directory");
+        let server = ServerDirectories {
+            wal: data.path().join("pg_wal"),
+            data: data.path().to_owned(),
+        };
+        assert!(!server.has_recovery_target());
+        let write = |file: &str, text: &str| {
+            fs::write(data.path().join(file), text).expect("written");
+        };
+        write(
+            "postgresql.conf",
+            "recovery_target_time = '2026-11-22'\nrecovery_target_timeline = 'latest'\n",
+        );
+        assert!(server.has_recovery_target());
+        write("postgresql.auto.conf", "recovery_target_time = ''\n");
+        assert!(!server.has_recovery_target());
+        write(
+            "postgresql.auto.conf",
+            "recovery_target_time = ''\nrecovery_target_lsn = '0/3000000'\n",
+        );
+        assert!(server.has_recovery_target());
+    }
 
     #[test]
     fn where_things_lie() {
