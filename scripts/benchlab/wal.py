@@ -12,7 +12,7 @@ from .walsource import BASE, HOME, SEGMENTS
 STAND_IN, RECOVERED, ARCHIVES, STATE = HOME / "stand-in", HOME / "recovered", HOME / "archive", HOME / "state"
 RECOVERED_PORT = 54331
 # Of the segments that are offered one at a time: enough for a median.
-STEADY = 25
+STEADY = 20
 
 
 class Contender:
