@@ -219,7 +219,7 @@ pub fn encode_wal_object_with_contents(
 }
 
 /// zstd's own parameters for the level, except for level 3: there, one small hash table and matches of five bytes and
-/// more make WAL no larger than zstd's two tables do, in little more than half the time. The measurements are in
+/// more make WAL smaller than zstd's two tables do, in little more than half the time. The measurements are in
 /// `docs/decisions/0005-wal-archive.md`.
 fn parameters(level: i32) -> Vec<CParameter> {
     let mut parameters = vec![
