@@ -12,7 +12,7 @@ use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
 fn check(major: u32) {
-    let story = Story::begin(major);
+    let story = Story::begin_light(major);
     let archive = story.path("archive");
     fs::create_dir(&archive).expect("could not create an archive");
     let archive = archive.display();

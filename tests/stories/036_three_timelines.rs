@@ -19,7 +19,7 @@ use rand::{Rng as _, SeedableRng as _};
 const TARGETS: usize = 8;
 
 fn check(major: u32) {
-    let story = Story::begin(major);
+    let story = Story::begin_light(major);
     let leeward = Leeward::new(&story);
     // Segments as small as can be, so that there are many; and once as most people have them.
     let segment_mib = if major == 16 { 16 } else { 1 };

@@ -50,7 +50,7 @@ fn assert_recovers(leeward: &Leeward<'_>, life: &Timelines<'_>, name: &str) {
 }
 
 fn push_and_get(major: u32) {
-    let story = Story::begin(major);
+    let story = Story::begin_light(major);
     let leeward = Leeward::new(&story);
     let archive = Archive::of(&story.path("repository"), 1);
     let mut random = StdRng::seed_from_u64(3800 + u64::from(major));
@@ -164,7 +164,7 @@ fn recoveries(story: &Story, leeward: &Leeward<'_>, life: &Timelines<'_>, random
 }
 
 fn receive(major: u32) {
-    let story = Story::begin(major);
+    let story = Story::begin_light(major);
     let leeward = Leeward::new(&story);
     let archive = Archive::of(&story.path("repository"), 1);
     let mut random = StdRng::seed_from_u64(3850 + u64::from(major));

@@ -113,7 +113,7 @@ impl Scene<'_> {
 }
 
 fn check(major: u32) {
-    let story = Story::begin(major);
+    let story = Story::begin_light(major);
     let leeward = Leeward::new(&story);
     let mut life = Timelines::begin(&story, 1, &leeward.archiving("on"));
     let backup = leeward.back_up(life.standby(), &[]);
@@ -184,7 +184,7 @@ fn hole(scene: &Scene<'_>) {
     let outcome = outcome.expect_words(&[segment]);
     assert!(!to.exists(), "something was written: {outcome}");
     // What lies before the hole can be had.
-    let target = ["--target-time", &last.time, "--target-action", "promote"];
+    let target = ["--target-name", &last.point, "--target-action", "promote"];
     let mut server = leeward.restored_to("before-hole", &target);
     server.set("archive_mode", "off");
     recover(&mut server)

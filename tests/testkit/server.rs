@@ -284,7 +284,8 @@ impl Server {
 
     /// Promotes a standby and waits until it accepts writes.
     pub fn promote(&self) {
-        self.sql("SELECT pg_promote(true, 60)");
+        // Not waiting inside the query: its snapshot might hold up what is still to be replayed.
+        self.sql("SELECT pg_promote(false)");
         wait_until("the promoted server leaves recovery", PATIENCE, || {
             !self.in_recovery()
         });

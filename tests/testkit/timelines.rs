@@ -70,6 +70,7 @@ impl<'story> Timelines<'story> {
         let standby = self.standby();
         standby.wait_for(&self.primary);
         standby.sql("ALTER SYSTEM SET primary_conninfo = ''");
+        standby.sql("ALTER SYSTEM SET restore_command = ''");
         standby.sql("SELECT pg_reload_conf()");
         wait_until("the standby is cut off", PATIENCE, || {
             standby.sql("SELECT count(*) FROM pg_stat_wal_receiver") == "0"
