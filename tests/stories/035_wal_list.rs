@@ -68,11 +68,11 @@ fn check(major: u32) {
     let told = window["to_time"]
         .as_str()
         .expect("a time")
-        .replace(" UTC", "");
+        .replace('T', " ");
     let truth = last.committed.replace("+00", "");
     assert_eq!(
-        told.trim_end_matches(['0', '.']),
-        truth.trim_end_matches(['0', '.'])
+        told.trim_end_matches(['Z', '0', '.']),
+        truth.trim_end_matches(['Z', '0', '.'])
     );
     let text = leeward.run(&["wal", "list"]).expect(exit::DONE).stdout;
     assert!(

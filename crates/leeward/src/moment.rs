@@ -88,8 +88,10 @@ impl Moment {
     }
 
     fn exact(timestamp: Timestamp, now: &Zoned) -> Self {
+        // The server's clock counts microseconds.
+        let micros = timestamp.as_microsecond();
         Self {
-            timestamp,
+            timestamp: Timestamp::from_microsecond(micros).unwrap_or(timestamp),
             zone: now.time_zone().clone(),
             assumed: false,
         }
@@ -111,7 +113,8 @@ impl fmt::Display for Moment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&utc(self.timestamp()))?;
         let local = self.timestamp.to_zoned(self.zone.clone());
-        if local.offset() == Offset::UTC && self.zone.iana_name().is_none_or(|name| name == "UTC") {
+        let is_utc = |name: &str| name.rsplit('/').next() == Some("UTC");
+        if local.offset() == Offset::UTC && self.zone.iana_name().is_none_or(is_utc) {
             return Ok(());
         }
         let name = self.zone.iana_name().map_or_else(

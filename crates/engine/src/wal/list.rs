@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use jiff::{SignedDuration, Timestamp};
 use leeward_pgformat::{Lsn, TimelineId, TimestampTz, WalSegmentName, WalSegmentSize};
 use leeward_repository::backup_id::BackupId;
 use leeward_repository::store::Store;
@@ -131,7 +132,7 @@ pub fn list(store: &Arc<dyn Store>, cluster: Option<&str>) -> Result<WalList> {
             let taken = backups.iter().find(|backup| backup.id == window.backup.id);
             found.push(WindowList {
                 timeline,
-                from: taken.map(|backup| backup.finished_at.clone()),
+                from: taken.map(|backup| next_second(&backup.finished_at)),
                 from_lsn: window.backup.stop,
                 backups: window.backups,
                 to: last_time(&path, &looking, window.backup.stop..window.end)?,
@@ -145,6 +146,14 @@ pub fn list(store: &Arc<dyn Store>, cluster: Option<&str>) -> Result<WalList> {
         timelines,
         windows: found,
     })
+}
+
+/// Backups tell their end to the second, cut off; from the next one on everything is behind them.
+fn next_second(finished_at: &str) -> String {
+    finished_at
+        .parse::<Timestamp>()
+        .and_then(|time| time.checked_add(SignedDuration::from_secs(1)))
+        .map_or_else(|_| finished_at.to_owned(), |time| time.to_string())
 }
 
 /// The timelines to recover along: those from which no other with WAL descends, and those that were left behind with WAL
@@ -248,13 +257,16 @@ fn note(gaps: &mut Vec<WalGap>, record: &Gap, size: WalSegmentSize, path: &Path)
     });
 }
 
+/// A run of whole segments, with the first's number and the last's, or a piece.
+type Stretch = (Range<Lsn>, Option<(u64, u64)>);
+
 /// Whole segments and pieces, joined where they follow one another.
 fn ranges(held: &TimelineHoldings, size: WalSegmentSize) -> Vec<WalRange> {
     let name = |number| {
         let timeline = held.timeline;
         WalSegmentName { timeline, number }.name(size)
     };
-    let mut stretches: Vec<(Range<Lsn>, Option<(u64, u64)>)> = held
+    let mut stretches: Vec<Stretch> = held
         .segments
         .runs()
         .map(|run| {

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use leeward_engine::catalog;
 use leeward_engine::error::{Error, ErrorKind};
-use leeward_engine::moment::utc;
+use leeward_engine::moment::{rfc3339, utc};
 use leeward_engine::restore::{
     Aim, Prospect, Recovery, RestoreOptions, RestoreOutcome, Standby, Stop, TargetAction, restore,
 };
@@ -243,7 +243,7 @@ fn recovery_json(outcome: &RestoreOutcome, recovery: &Recovery) -> Value {
     };
     let target = match &recovery.aim {
         Aim::End | Aim::Immediate => Value::Null,
-        Aim::Time(time) => json!(utc(*time)),
+        Aim::Time(time) => json!(rfc3339(*time)),
         Aim::Lsn(lsn) => json!(lsn.to_string()),
         Aim::Transaction(TransactionId(xid)) => json!(xid),
         Aim::RestorePoint(name) => json!(name),
@@ -258,6 +258,6 @@ fn recovery_json(outcome: &RestoreOutcome, recovery: &Recovery) -> Value {
         "target": { "kind": kind, "value": target, "inclusive": recovery.inclusive },
         "timeline": timeline.map(|timeline| timeline.0),
         "stop_lsn": stop.map(|stop| stop.lsn.to_string()),
-        "stop_time": stop.and_then(|stop| stop.time).map(utc),
+        "stop_time": stop.and_then(|stop| stop.time).map(rfc3339),
     })
 }

@@ -3,7 +3,7 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use leeward_engine::moment::utc;
+use leeward_engine::moment::{rfc3339, utc};
 use leeward_engine::wal::list::{TimelineList, WalGap, WalList, WalRange, WindowList, list};
 use leeward_pgformat::TimestampTz;
 use serde_json::{Value, json};
@@ -205,7 +205,7 @@ fn as_json(list: &WalList) -> Value {
             "backups": w.backups,
             "from_time": w.from,
             "from_lsn": w.from_lsn.to_string(),
-            "to_time": w.to.map(utc),
+            "to_time": w.to.map(rfc3339),
             "to_lsn": w.to_lsn.to_string(),
         })).collect::<Vec<_>>(),
     })
