@@ -34,7 +34,7 @@ use crate::repository::doing;
 const BATCH_FILES: usize = 64;
 /// or so many bytes,
 const BATCH_BYTES: u64 = 4 << 30;
-/// so many at once.
+/// so many at once, whatever the cores: a good part of each is waiting for a disk or a store to say that it is durable.
 const PARALLEL: usize = 4;
 /// A history file is a few lines; this is far more than any.
 const TEXT_BYTES: u64 = 1 << 20;
@@ -158,9 +158,7 @@ impl Push<'_> {
 
         let done: Mutex<Vec<(String, FileMark, bool)>> = Mutex::new(Vec::new());
         let hopeless = AtomicBool::new(false);
-        let at_once =
-            std::thread::available_parallelism().map_or(1, |cores| cores.get().min(PARALLEL));
-        let result = parallel::for_each(&batch, at_once, |(file, kind)| {
+        let result = parallel::for_each(&batch, PARALLEL, |(file, kind)| {
             let asked_for = file == name;
             if hopeless.load(Ordering::Relaxed) && !asked_for {
                 return Ok(());
