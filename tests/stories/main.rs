@@ -55,6 +55,8 @@ mod story_024_lagging_standby;
 mod story_025_bad_line;
 #[path = "026_as_root.rs"]
 mod story_026_as_root;
+#[path = "027_wal_with_a_backup.rs"]
+mod story_027_wal_with_a_backup;
 #[path = "028_wal_scan.rs"]
 mod story_028_wal_scan;
 #[path = "029_the_oracle.rs"]
