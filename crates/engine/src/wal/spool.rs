@@ -91,7 +91,7 @@ impl Marks {
         if lines.next()? != TITLE || lines.next()? != self.target.to_string() {
             return None;
         }
-        let mut words = lines.next()?.split(' ');
+        let mut words = lines.next().unwrap_or_default().split(' ');
         if let Some(identifier) = words.next().filter(|word| !word.is_empty()) {
             self.identity = Some(Identity {
                 system_identifier: SystemIdentifier(identifier.parse().ok()?),
