@@ -74,9 +74,17 @@ fn check(major: u32) {
             let end = life.lost.get(&timeline).copied().unwrap_or(u64::MAX);
             let target = life.oracle.target(kind, timeline, begin..end, &mut random);
             let action = ["pause", "promote", "pause"][random.random_range(0..3)];
-            reach(&story, &leeward, &target, action);
+            reach(&story, &leeward, &target, action, &mut random);
         }
     }
+
+    // As soon as a backup is consistent: what was there at its stop LSN.
+    let mut server = leeward.restored_to("immediate", &[&first.id(), "--target-immediate"]);
+    server.set("archive_mode", "off");
+    recover(&mut server)
+        .and_then(|()| judge(&server, &life.oracle.until(1, begin - 1)))
+        .unwrap_or_else(|error| panic!("{error}"));
+    server.stop(Stop::Immediate);
 
     // No target: everything there is, to the last byte.
     let mut server = leeward.restored_to("everything", &[]);
@@ -87,11 +95,12 @@ fn check(major: u32) {
 }
 
 /// Restores to a target, lets the server recover, and judges it.
-fn reach(story: &Story, leeward: &Leeward<'_>, target: &Target, action: &str) {
-    let mut args = vec![
-        format!("--target-{}", target.kind.word()),
-        target.value.clone(),
-    ];
+fn reach(story: &Story, leeward: &Leeward<'_>, target: &Target, action: &str, random: &mut StdRng) {
+    let value = match target.kind {
+        Kind::Time => written(&target.value, random),
+        _ => target.value.clone(),
+    };
+    let mut args = vec![format!("--target-{}", target.kind.word()), value];
     if target.timeline != 3 {
         args.extend(["--target-timeline".to_owned(), target.timeline.to_string()]);
     }
@@ -110,6 +119,17 @@ fn reach(story: &Story, leeward: &Leeward<'_>, target: &Target, action: &str) {
     server.stop(Stop::Immediate);
     fs::remove_dir_all(server.data()).expect("could not remove a directory");
     fs::remove_file(story.path("recovered.log")).expect("could not remove a log");
+}
+
+/// A time in one of the ways people write it.
+fn written(time: &str, random: &mut StdRng) -> String {
+    let (time, _) = time.split_once('+').expect("it ends with +00");
+    let zone = ["+00", " UTC", "Z", " Africa/Abidjan"][random.random_range(0..4)];
+    if zone == "Z" {
+        format!("{}{zone}", time.replace(' ', "T"))
+    } else {
+        format!("{time}{zone}")
+    }
 }
 
 /// Brings the old primary back: rewound where there is the tool for it, else restored as a standby.
