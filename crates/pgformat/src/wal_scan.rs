@@ -28,7 +28,8 @@ const PAGE: u64 = WAL_PAGE_SIZE as u64;
 ///   says so.
 /// - Who knows that every byte fed is WAL, as of a whole segment, asks [`expect_complete`](Self::expect_complete).
 ///
-/// A record that began before the walk is stepped over; one that goes on behind the last byte fed is not judged.
+/// A record that began before the walk is stepped over, and one that goes on behind the last byte fed is not judged: of a
+/// segment walked alone, the records that cross its borders are held only to the lengths that the pages give.
 #[derive(Debug, Clone)]
 pub struct WalScanner {
     start: Lsn,
