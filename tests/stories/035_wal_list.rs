@@ -138,6 +138,26 @@ fn check(major: u32) {
         .expect("could not read a history file");
     let left = second["left_parent_at"].as_str().expect("an LSN");
     assert!(history.contains(left), "{left} is not in {history}");
+    // What lies on one timeline only is looked for on the others, too.
+    let point = &life.oracle.last().point;
+    let to = story.path("refused");
+    let to = to.to_str().expect("a path in UTF-8");
+    leeward
+        .run(&[
+            "restore",
+            "--to",
+            to,
+            "--target-name",
+            point,
+            "--target-timeline",
+            "1",
+        ])
+        .expect(exit::FAILED)
+        .expect_words(&[
+            "on the way to timeline 1",
+            "Timeline 2 leads there: --target-timeline 2.",
+        ]);
+
     let windows = list["windows"].as_array().expect("windows");
     let newest = windows.last().expect("a window");
     assert_eq!(

@@ -84,7 +84,7 @@ pub(crate) struct Found {
 const DISORDER: i64 = 1_000_000;
 
 /// No record reaches over more segments that one would stop at.
-const SEGMENTS_OF_A_RECORD: usize = 3;
+const SEGMENTS_OF_A_RECORD: usize = 4;
 
 /// As many contents frames are looked at together.
 const FRAMES_AT_ONCE: usize = 32;
@@ -403,8 +403,21 @@ fn find_transaction(
             }
         }
     }
+    if steps.is_empty() {
+        return Ok(Vec::new());
+    }
     // No frame has it. Perhaps its record leads from one segment into the next.
-    let near = &steps[low.saturating_sub(2)..steps.len().min(low + BOUNDARIES_NEARBY)];
+    // Segments in which no transaction ended do not tell how far ids had come.
+    let mut first = low.saturating_sub(1);
+    let furthest = low.saturating_sub(BOUNDARIES_NEARBY);
+    while first > furthest
+        && witness.contents(&[steps[first.min(steps.len() - 1)]])?[0]
+            .xids
+            .is_none()
+    {
+        first -= 1;
+    }
+    let near = &steps[first.saturating_sub(1)..steps.len().min(low + BOUNDARIES_NEARBY)];
     for pair in near.windows(2) {
         if pair[0].number + 1 == pair[1].number
             && let Some(found) = find_in(witness, pair, |event| end_of_transaction(event, xid))?

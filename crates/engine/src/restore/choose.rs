@@ -90,8 +90,8 @@ pub(super) fn choose(cluster: &Cluster, options: &RestoreOptions) -> Result<Choi
         Some(name) => Some(cluster.resolve(name)?),
     };
     let aimed = !matches!(recovery.aim, Aim::End | Aim::Immediate);
-    let by_itself = named.is_none() && (aimed || recovery.standby.is_some());
-    let backups = if by_itself || aimed {
+    // Behind the newest backup no other brings WAL.
+    let backups = if aimed || named.is_some() || recovery.standby.is_some() {
         let backups = cluster.backups()?;
         if let (true, Some((id, error))) = (backups.sound.is_empty(), backups.unreadable.first()) {
             return Err(Error::new(

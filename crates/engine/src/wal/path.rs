@@ -6,7 +6,7 @@
 //! with the longest of pieces and backups' WAL; where a timeline's later WAL is there and this segment is not, it
 //! refuses.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use leeward_pgformat::timeline::{TimelineHistory, TimelineRange};
@@ -74,6 +74,8 @@ pub(crate) struct Path {
     steps: BTreeMap<u64, Step>,
     /// For each step, how far WAL reaches from it without a hole.
     reach: BTreeMap<u64, Lsn>,
+    /// Where pieces begin that follow on none.
+    strays: BTreeSet<Lsn>,
 }
 
 impl Path {
@@ -81,7 +83,9 @@ impl Path {
         let history = coverage.history(timeline);
         let size = coverage.size;
         let mut steps = BTreeMap::new();
+        let mut strays = BTreeSet::new();
         for range in history.ranges() {
+            strays.extend(strays_of(coverage, range));
             for (number, step) in of_timeline(coverage, &history, range) {
                 // Newer timelines come later, and are asked first.
                 steps.insert(number, step);
@@ -111,6 +115,7 @@ impl Path {
             size,
             steps,
             reach,
+            strays,
         }
     }
 
@@ -155,11 +160,16 @@ impl Path {
     /// What is missing behind `end`, where WAL ends; `None` when nothing is held after it.
     pub(crate) fn hole_at(&self, end: Lsn) -> Option<Hole> {
         let number = self.size.segment_number(end);
-        let (_, resumes) = self
+        let next_step = self
             .steps
             .range(number..)
-            .find(|(_, step)| step.name().start_lsn(self.size) >= end && step.end > end)?;
-        let begin_of_next = resumes.name().start_lsn(self.size);
+            .map(|(_, step)| step.name().start_lsn(self.size))
+            .find(|begin| *begin >= end);
+        let stray = self.strays.range(Lsn(end.0 + 1)..).next().copied();
+        let begin_of_next = match (next_step, stray) {
+            (Some(step), Some(stray)) => step.min(stray),
+            (one, other) => one.or(other)?,
+        };
         Some(Hole {
             begin: end,
             end: begin_of_next,
@@ -259,6 +269,30 @@ fn of_timeline(
         }
     }
     steps
+}
+
+/// Where pieces of one timeline of a path begin that follow on none.
+fn strays_of(coverage: &Coverage, range: TimelineRange) -> Vec<Lsn> {
+    let size = coverage.size;
+    let Some(held) = coverage.archive.timelines.get(&range.timeline) else {
+        return Vec::new();
+    };
+    let mut strays = Vec::new();
+    for (number, pieces) in &held.pieces {
+        if held.segments.contains(*number) {
+            continue;
+        }
+        let mut reached = end_before(*number, size);
+        for piece in pieces {
+            let begin = piece.start;
+            if begin > reached && begin >= range.begin && range.end.is_none_or(|left| begin < left)
+            {
+                strays.push(begin);
+            }
+            reached = reached.max(piece.end);
+        }
+    }
+    strays
 }
 
 fn end_of(timeline: TimelineId, number: u64, size: WalSegmentSize) -> Lsn {

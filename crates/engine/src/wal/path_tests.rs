@@ -122,7 +122,14 @@ fn whole_segments_pieces_and_a_hole() {
         ),
         ("000000010000000000000005", "000000010000000000000006")
     );
-    assert_eq!(path.hole_at(at(9, 5)), None, "nothing is held behind it");
+    let hole = path
+        .hole_at(at(9, 5))
+        .expect("a hole before the last piece");
+    assert_eq!(
+        (hole.begin, hole.end, hole.segments()),
+        (at(9, 5), at(9, 6), 1)
+    );
+    assert_eq!(path.hole_at(at(9, 7)), None, "nothing is held behind it");
 }
 
 #[test]
