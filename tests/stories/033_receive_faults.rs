@@ -14,6 +14,7 @@ use leeward_tests::pair::Pair;
 use leeward_tests::s3::{S3Server, environment};
 use leeward_tests::server::{Initdb, Server, Stop};
 use leeward_tests::story::{Story, note};
+use leeward_tests::targets::recover;
 use leeward_tests::{dataset, session::Session};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -241,6 +242,46 @@ fn slot_lost(major: u32) {
     running.wait().expect(exit::DONE);
 }
 
+/// Before the server takes the slot away, there is a warning; and when the danger is over, a word of that.
+fn warned(major: u32) {
+    let story = Story::begin(major);
+    let mut pair = small_pair(&story, "");
+    pair.standby
+        .append_config("max_slot_wal_keep_size = '64MB'\nwal_keep_size = 0");
+    pair.standby.stop(Stop::Fast);
+    pair.standby.start();
+    pair.wait_streaming();
+    let s3 = S3Server::start();
+    let proxy = FaultProxy::start(s3.address());
+    let mut leeward = Leeward::at(&story, &s3.repository("stories"));
+    for (name, value) in environment(&proxy.endpoint()) {
+        leeward = leeward.env(name, &value);
+    }
+    let mut running = leeward.receive(&pair.standby);
+    wait_for_words(&mut running, "Receiving WAL");
+    proxy.set(|_| Fault::Unavailable);
+    switch(&pair.primary, 1);
+    wait_for_words(&mut running, "The store fails");
+    wait_until("little room is left", PATIENCE, || {
+        switch(&pair.primary, 1);
+        pair.standby.wait_for(&pair.primary);
+        pair.standby.sql(
+            "SELECT pg_last_wal_receive_lsn() - restart_lsn > 61000000 FROM pg_replication_slots",
+        ) == "t"
+    });
+    wait_for_words(&mut running, "close to being lost");
+    proxy.set(|_| Fault::None);
+    wait_for_words(&mut running, "is safe again");
+    assert!(!running.stderr_so_far().contains("LOST"));
+    running.signal(Signal::TERM);
+    running.wait().expect(exit::DONE);
+}
+
+#[test]
+fn warned_postgres_17() {
+    warned(17);
+}
+
 /// Pieces that are not what the server sends again: named, and nothing is overwritten. The same for another cluster.
 fn contradictions(major: u32) {
     let story = Story::begin(major);
@@ -316,31 +357,29 @@ fn site_lost(major: u32, kills: u32) -> Vec<Loss> {
     let archive = Archive::of(&story.path("repository"), 1);
     let mut random = StdRng::seed_from_u64(33);
     let _oracle = Oracle::begin(&pair.primary, 50_000);
+    pair.primary
+        .sql("CREATE TABLE story.marks (id serial PRIMARY KEY)");
+    pair.standby.wait_for(&pair.primary);
+    leeward.back_up(&pair.standby, &[]);
     let mut losses = Vec::new();
-    for _ in 0..kills {
+    for kill in 1..=kills {
         let mut running = leeward.receive(&pair.standby);
         wait_for_words(&mut running, "Receiving WAL");
         let noise = Noise::start(&story, &pair.primary, 200);
         let (mut at_standby, mut at_primary): (Course, Course) = (Vec::new(), Vec::new());
+        let mut marks: Vec<(Instant, u64)> = Vec::new();
         let mut standby = Session::open(&pair.standby);
         let mut primary = Session::open(&pair.primary);
         let until = Instant::now() + Duration::from_millis(random.random_range(2500..4500));
         wait_until("some seconds of load", PATIENCE, || {
-            for (session, course, sql) in [
-                (
-                    &mut standby,
-                    &mut at_standby,
-                    "SELECT pg_last_wal_receive_lsn();",
-                ),
-                (
-                    &mut primary,
-                    &mut at_primary,
-                    "SELECT pg_current_wal_flush_lsn();",
-                ),
-            ] {
-                let lsn = session.run(sql);
-                course.push((Instant::now(), address(&lsn[0])));
-            }
+            let rows = primary
+                .run("INSERT INTO story.marks DEFAULT VALUES; SELECT pg_current_wal_flush_lsn();");
+            at_primary.push((Instant::now(), address(rows.last().expect("a row"))));
+            let rows = standby
+                .run("SELECT pg_last_wal_receive_lsn(), coalesce(max(id), 0) FROM story.marks;");
+            let (lsn, mark) = rows[0].split_once('|').expect("two columns");
+            at_standby.push((Instant::now(), address(lsn)));
+            marks.push((Instant::now(), mark.parse().expect("a number")));
             Instant::now() >= until
         });
         let died = Instant::now();
@@ -358,6 +397,24 @@ fn site_lost(major: u32, kills: u32) -> Vec<Loss> {
             "what the standby had flushed a second before is not all in the archive: {lost:?}"
         );
         losses.push(lost);
+        if kill == kills {
+            // Not only held: it comes out again, the rows that the standby showed a second before among it.
+            let shown = marks
+                .iter()
+                .rfind(|(at, _)| died.duration_since(*at) >= Duration::from_secs(1))
+                .expect("there was a second");
+            let mut restored = leeward.restored_to("restored", &[]);
+            recover(&mut restored).unwrap_or_else(|error| panic!("{error}"));
+            let found: u64 = restored
+                .sql("SELECT coalesce(max(id), 0) FROM story.marks")
+                .parse()
+                .expect("a number");
+            assert!(
+                found >= shown.1,
+                "mark {} is lost, {found} is the last",
+                shown.1
+            );
+        }
         pair.primary.start();
         pair.standby.start();
         pair.wait_streaming();

@@ -492,7 +492,7 @@ fn watch(queue: &Queue, target: &ConnectTarget, name: &str) {
             queue.notice(format!(
                 "Slot \"{name}\" is close to being lost: the server may let go of WAL that is not stored yet after {} MiB \
                  more (max_slot_wal_keep_size is {} MiB). See whether the store keeps up.",
-                state.safe_bytes.unwrap_or(0).max(0) >> 20,
+                state.safe_bytes(size).unwrap_or(0).max(0) >> 20,
                 state.limit_bytes >> 20
             ));
         } else if was_at_risk && !at_risk {

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use leeward_pgformat::{SystemIdentifier, TimelineHistory, TimelineId, WalSegmentSize};
 use leeward_postgres::connection::Connection;
 use leeward_postgres::replication::ReplicationConnection;
+use leeward_repository::catalog::Repository;
+use leeward_repository::repository_error::RepositoryError;
 use leeward_repository::wal_archive::WalArchive;
 
 use super::bell::Bell;
@@ -24,6 +26,13 @@ impl Receiver<'_> {
         let (role, size, state) = slot::look(&mut sql, &self.options.slot)?;
         let mut connection = ReplicationConnection::connect(&self.target)?;
         let identity = connection.identify_system()?;
+        if self.desk.is_none()
+            && state
+                .as_ref()
+                .is_some_and(|state| state.restart_lsn.is_some())
+        {
+            self.expect_cluster()?;
+        }
         self.claim(identity.system_identifier, identity.timeline, size)?;
         let restart_lsn = match self.prepare_slot(&mut connection, state)? {
             Some(state) => state.restart_lsn,
@@ -39,6 +48,32 @@ impl Receiver<'_> {
             history,
             restart_lsn,
         })
+    }
+
+    /// A slot that holds WAL for us says that we were here before. If the repository holds nothing of it, it is another
+    /// place than then, as a mount point is whose file system is not mounted: to go on there would be to let go of the WAL.
+    fn expect_cluster(&self) -> Result<()> {
+        let wait = || {
+            let slot = &self.options.slot;
+            Err(Trouble::Wait(format!(
+                "slot \"{slot}\" holds WAL for cluster \"{}\", but {} holds nothing of it: is it mounted, and the right \
+                 one? To begin anew there, drop the slot first: SELECT pg_drop_replication_slot('{slot}')",
+                self.options.cluster,
+                self.store.location()
+            )))
+        };
+        match Repository::open(Arc::clone(self.store)) {
+            Ok(repository) => match repository
+                .cluster(&self.options.cluster)
+                .and_then(|c| c.file())
+            {
+                Ok(Some(_)) => Ok(()),
+                Ok(None) => wait(),
+                Err(error) => Err(Trouble::Final(error.into())),
+            },
+            Err(RepositoryError::NoRepository { .. }) => wait(),
+            Err(error) => Err(Trouble::Final(error.into())),
+        }
     }
 
     /// Holds the server to the cluster that the repository's folder belongs to, and to the one met before.

@@ -305,17 +305,25 @@ impl Receiver<'_> {
         holdings: &Holdings,
     ) -> Result<Vec<Gap>> {
         let size = self.size();
-        // The end of what it has is there in any case.
-        let there = size
-            .segment_number_before(server.identity.flushed)
-            .max(missing.number + 1);
-        let oldest = loss::oldest(missing.number, there, |number| {
+        let segment = |number: u64| {
             let lsn = Lsn(number * size.bytes());
-            loss::has(
-                &self.target,
-                WalSegmentName::containing(server.history.timeline_of(lsn), lsn, size),
-                size,
-            )
+            WalSegmentName::containing(server.history.timeline_of(lsn), lsn, size)
+        };
+        let newest = size.segment_number_before(server.identity.flushed);
+        // A standby that changes its timeline has a moment in which the new one's first segment is not there yet, and no
+        // WAL is called lost while nothing newer is there.
+        if newest <= missing.number
+            || loss::has(&self.target, missing, size)?
+            || !loss::has(&self.target, segment(newest), size)?
+        {
+            self.missing = None;
+            return Err(Trouble::Wait(format!(
+                "the server has not got WAL segment {} at the moment",
+                missing.name(size)
+            )));
+        }
+        let oldest = loss::oldest(missing.number, newest, |number| {
+            loss::has(&self.target, segment(number), size)
         })?;
         let next_held = loss::next_held(holdings, missing).unwrap_or(u64::MAX);
         let lost: Range<Lsn> =

@@ -19,9 +19,9 @@ pub(super) struct SlotState {
     pub(super) restart_lsn: Option<Lsn>,
     /// `reserved`, `extended`, `unreserved` or `lost`.
     pub(super) wal_status: Option<String>,
-    /// Bytes that may be written before the slot is in danger; absent without `max_slot_wal_keep_size`.
-    pub(super) safe_bytes: Option<i64>,
-    /// `max_slot_wal_keep_size` in bytes; negative without limit.
+    /// How far the server has come: written by a primary, received or replayed by a standby.
+    pub(super) current_lsn: Option<Lsn>,
+    /// Bytes of WAL that slots may hold, `max_slot_wal_keep_size` or `wal_keep_size`; negative without limit.
     pub(super) limit_bytes: i64,
     /// Whether it is a physical one.
     pub(super) physical: bool,
@@ -33,13 +33,23 @@ impl SlotState {
         self.wal_status.as_deref() == Some("lost")
     }
 
+    /// Bytes that may still be written before the server lets go of what the slot holds; absent without limit. Reckoned
+    /// as `pg_get_replication_slots` (`slotfuncs.c`) does, whose own `safe_wal_size` a standby gets wrong: it
+    /// counts from what the server itself has written, which in recovery is nothing.
+    pub(super) fn safe_bytes(&self, size: WalSegmentSize) -> Option<i64> {
+        let (restart, current) = self.restart_lsn.zip(self.current_lsn)?;
+        let limit_segments = u64::try_from(self.limit_bytes).ok()? / size.bytes();
+        let end = (size.segment_number(restart) + limit_segments + 1) * size.bytes();
+        Some(end.cast_signed() - current.0.cast_signed())
+    }
+
     /// Whether the slot will be lost soon if nothing changes: less than a tenth of what it may hold is left, or less
     /// than two WAL segments.
     pub(super) fn is_at_risk(&self, size: WalSegmentSize) -> bool {
         let least = (self.limit_bytes / 10).max(2 * size.bytes() as i64);
         self.wal_status.as_deref() == Some("unreserved")
             || self
-                .safe_bytes
+                .safe_bytes(size)
                 .is_some_and(|safe| safe < least.min(self.limit_bytes / 2))
     }
 }
@@ -51,8 +61,12 @@ pub(super) fn look(
 ) -> Result<(Role, WalSegmentSize, Option<SlotState>), PostgresError> {
     let sql = "SELECT pg_is_in_recovery(), \
                  (SELECT setting::int8 FROM pg_settings WHERE name = 'wal_segment_size'), \
-                 s.slot_name IS NOT NULL, s.active_pid, s.restart_lsn, s.wal_status, s.safe_wal_size, \
-                 (SELECT setting::int8 * 1048576 FROM pg_settings WHERE name = 'max_slot_wal_keep_size'), \
+                 s.slot_name IS NOT NULL, s.active_pid, s.restart_lsn, s.wal_status, \
+                 CASE WHEN pg_is_in_recovery() THEN greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn()) \
+                      ELSE pg_current_wal_lsn() END, \
+                 (SELECT CASE WHEN m.setting = '-1' THEN -1 ELSE greatest(m.setting::int8, k.setting::int8) * 1048576 END \
+                    FROM pg_settings m, pg_settings k \
+                   WHERE m.name = 'max_slot_wal_keep_size' AND k.name = 'wal_keep_size'), \
                  s.slot_type = 'physical' \
                FROM (SELECT $1::text AS name) n LEFT JOIN pg_replication_slots s ON s.slot_name = n.name::name";
     let rows = connection.query_with_deadline(sql, &[Some(slot)], PATIENCE)?;
@@ -68,7 +82,7 @@ pub(super) fn look(
             active_pid: rows.parse_optional(0, 3)?,
             restart_lsn: rows.parse_optional(0, 4)?,
             wal_status: rows.get(0, 5).map(str::to_owned),
-            safe_bytes: rows.parse_optional(0, 6)?,
+            current_lsn: rows.parse_optional(0, 6)?,
             limit_bytes: rows.parse_optional(0, 7)?.unwrap_or(-1),
             physical: rows.is_true(0, 8),
         })
@@ -93,12 +107,13 @@ mod tests {
 
     const MIB: i64 = 1 << 20;
 
-    fn state(safe_mib: Option<i64>, limit_mib: i64, status: &str) -> SlotState {
+    /// A slot behind which so many MiB were written.
+    fn state(written_mib: u64, limit_mib: i64, status: &str) -> SlotState {
         SlotState {
             active_pid: None,
-            restart_lsn: Some(Lsn(1)),
+            restart_lsn: Some(Lsn(32 << 20)),
             wal_status: Some(status.to_owned()),
-            safe_bytes: safe_mib.map(|mib| mib * MIB),
+            current_lsn: Some(Lsn((32 + written_mib) << 20)),
             limit_bytes: limit_mib * MIB,
             physical: true,
         }
@@ -106,19 +121,24 @@ mod tests {
 
     #[test]
     fn what_is_a_risk() {
-        let at_risk = |state: SlotState| state.is_at_risk(WalSegmentSize::DEFAULT);
-        assert!(!at_risk(state(None, -1, "extended")));
-        assert!(!at_risk(state(Some(500), 1000, "extended")));
-        assert!(!at_risk(state(Some(101), 1000, "extended")));
-        assert!(at_risk(state(Some(99), 1000, "extended")));
-        assert!(at_risk(state(Some(31), 100, "extended")));
+        let size = WalSegmentSize::DEFAULT;
+        let at_risk = |state: SlotState| state.is_at_risk(size);
+        assert_eq!(
+            state(0, 1600, "reserved").safe_bytes(size),
+            Some(1616 * MIB)
+        );
+        assert_eq!(state(5000, -1, "extended").safe_bytes(size), None);
+        assert!(!at_risk(state(5000, -1, "extended")));
+        assert!(!at_risk(state(1400, 1600, "extended")));
+        assert!(at_risk(state(1460, 1600, "extended")));
+        assert!(at_risk(state(90, 96, "extended")));
         assert!(
-            !at_risk(state(Some(31), 40, "reserved")),
+            !at_risk(state(10, 32, "reserved")),
             "it may never have more"
         );
-        assert!(at_risk(state(Some(-5), 40, "unreserved")));
-        assert!(!state(Some(-5), 40, "unreserved").is_lost());
-        assert!(state(None, 40, "lost").is_lost());
+        assert!(at_risk(state(0, 32, "unreserved")));
+        assert!(!state(60, 32, "unreserved").is_lost());
+        assert!(state(60, 32, "lost").is_lost());
     }
 
     #[test]

@@ -27,7 +27,12 @@ pub(super) struct Storer {
 
 /// Whether trying again can help: the store failed, not what was to be stored.
 pub(super) fn is_outage(error: &RepositoryError) -> bool {
-    matches!(error, RepositoryError::Store(error) if !error.is_not_found()) && !error.is_damage()
+    match error {
+        RepositoryError::Store(store) => !store.is_not_found() && !error.is_damage(),
+        // A file system that is not mounted, now.
+        RepositoryError::NoRepository { .. } => true,
+        _ => false,
+    }
 }
 
 /// Pauses between attempts that have no end, and what is told of them.
