@@ -8,6 +8,7 @@ use leeward_tests::deadline::{PATIENCE, wait_until};
 use leeward_tests::leeward::{Leeward, Outcome, exit};
 use leeward_tests::load::Load;
 use leeward_tests::pair::Pair;
+use leeward_tests::s3::S3Server;
 use leeward_tests::server::{Initdb, Server, Stop};
 use leeward_tests::story::Story;
 use leeward_tests::{dataset, server};
@@ -417,6 +418,47 @@ fn hindered(major: u32) {
     assert_eq!(listing(&elsewhere), 1);
 }
 
+/// Two calls at once for the same server bring the same files; and a bucket holds them as well as a directory.
+fn at_once(major: u32) {
+    let story = Story::begin(major);
+    let mut server = unarchived(&story, "primary");
+    server.stop(Stop::Fast);
+    let names = ready(&server);
+    let leeward = Leeward::new(&story);
+    let spawn = |name: &str| {
+        let mut command = leeward.command(&["wal", "push", &format!("pg_wal/{name}")]);
+        command.current_dir(server.data());
+        leeward.spawn_command(command)
+    };
+    let calls = [spawn(&names[0]), spawn(&names[0]), spawn(&names[1])];
+    for call in calls {
+        call.wait().expect(exit::DONE);
+    }
+    assert_eq!(archived(&story, 1), names);
+
+    let s3 = S3Server::start();
+    let mut leeward = Leeward::at(&story, &s3.repository("deep/inside"));
+    for (name, value) in s3.environment() {
+        leeward = leeward.env(name, &value);
+    }
+    let outcome = push(&leeward, &server, &names[2], &["--verbose"]).expect(exit::DONE);
+    let all = format!("{} files stored, 0 of them", names.len());
+    assert!(outcome.stderr.contains(&all), "{outcome}");
+    fs::remove_dir_all(spool(&server)).expect("it is there");
+    let outcome = push(&leeward, &server, &names[2], &["--verbose"]).expect(exit::DONE);
+    let all = format!("{} of them were there already", names.len());
+    assert!(outcome.stderr.contains(&all), "{outcome}");
+    let to = story.path("brought").display().to_string();
+    for name in &names {
+        leeward.run(&["wal", "get", name, &to]).expect(exit::DONE);
+        let (brought, own) = (fs::read(&to), fs::read(wal_file(&server, name)));
+        assert!(brought.expect("brought") == own.expect("kept"), "{name}");
+    }
+    leeward
+        .run(&["wal", "get", "0000000100000000000000FF", &to])
+        .expect(1);
+}
+
 fn listing(folder: &Path) -> usize {
     fs::read_dir(folder).expect("it is there").count()
 }
@@ -519,4 +561,29 @@ fn hindered_postgres_17() {
 #[test]
 fn hindered_postgres_18() {
     hindered(18);
+}
+
+#[test]
+fn at_once_postgres_14() {
+    at_once(14);
+}
+
+#[test]
+fn at_once_postgres_15() {
+    at_once(15);
+}
+
+#[test]
+fn at_once_postgres_16() {
+    at_once(16);
+}
+
+#[test]
+fn at_once_postgres_17() {
+    at_once(17);
+}
+
+#[test]
+fn at_once_postgres_18() {
+    at_once(18);
 }
