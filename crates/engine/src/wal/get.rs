@@ -11,7 +11,7 @@ use leeward_pgformat::wal_segment::{
     WAL_LONG_HEADER_SIZE, WalLongHeader, WalSegmentName, WalSegmentSize,
     is_backup_history_file_name, is_history_file_name, is_wal_segment_name,
 };
-use leeward_pgformat::{Lsn, SystemIdentifier};
+use leeward_pgformat::{Lsn, SystemIdentifier, WalScanner};
 use leeward_repository::catalog::{Cluster, Repository};
 use leeward_repository::repository_error::RepositoryError;
 use leeward_repository::store::Store;
@@ -158,6 +158,9 @@ impl Get<'_> {
         }
         let beginning = self.beginning(&archive, &cluster, segment, size)?;
         self.verify(&cluster)?;
+        // The server would put ours over its own file, which may hold WAL that nobody else has: what a standby received
+        // and confirmed last, before its primary died.
+        let beginning = beginning.filter(|(_, end)| self.servers_end(segment, size) < *end);
         if beginning
             .as_ref()
             .is_none_or(|(_, end)| *end < segment.end_lsn(size))
@@ -390,6 +393,30 @@ impl Get<'_> {
     }
 
     /// Whether the server has the segment itself, and not just a file for WAL to come under that name.
+    /// Where the WAL ends that the server has of the segment itself; its beginning where it has none.
+    fn servers_end(&self, segment: WalSegmentName, size: WalSegmentSize) -> Lsn {
+        let begin = segment.start_lsn(size);
+        let mut scanner = WalScanner::new(begin, size);
+        if !self.server_has(segment) {
+            return begin;
+        }
+        let Ok(mut file) = File::open(self.server.wal.join(&self.options.name)) else {
+            return begin;
+        };
+        let mut bytes = vec![0; 256 << 10];
+        while let Ok(length @ 1..) = file.read(&mut bytes) {
+            // Behind damage recovery does not go on either.
+            if scanner.feed(&bytes[..length], &mut |_| {}).is_err() || scanner.reached_end() {
+                break;
+            }
+        }
+        match scanner.position() {
+            // A record that leads into the next segment is this one's last.
+            end if end >= segment.end_lsn(size) && !scanner.reached_end() => end,
+            _ => scanner.end_of_valid(),
+        }
+    }
+
     fn server_has(&self, segment: WalSegmentName) -> bool {
         let mut bytes = [0; WAL_LONG_HEADER_SIZE];
         let read = File::open(self.server.wal.join(&self.options.name))

@@ -8,8 +8,10 @@ use leeward_pgformat::Lsn;
 use super::Stored;
 use super::read::read_object;
 use crate::hash::{Hash, Hasher};
+use crate::layout;
 use crate::repository_error::RepositoryError;
 use crate::store::{Key, Store, StoreError, Upload};
+use crate::url::RepositoryUrl;
 use crate::wal_object::{WalObjectInfo, read_wal_tail};
 
 /// Up to so many stored bytes an object is made in memory and created in one conditional step.
@@ -70,6 +72,7 @@ impl<'a> NewObject<'a> {
         start: Option<Lsn>,
     ) -> Result<Stored, RepositoryError> {
         let (store, key) = (self.store, self.key);
+        still_there(store)?;
         let mut ours = None;
         let written = match self.made {
             Made::Memory(made) => {
@@ -94,6 +97,21 @@ impl<'a> NewObject<'a> {
             return Ok(Stored::New(info));
         }
         compare(store, key, info, what, start, None).map(Stored::New)
+    }
+}
+
+/// A directory that holds no repository any more is a file system that is not mounted: what is stored below its mount point
+/// would be told to be durable, and be missing once it is mounted again. Buckets do not go away like that.
+fn still_there(store: &dyn Store) -> Result<(), RepositoryError> {
+    if !matches!(store.location(), RepositoryUrl::Local(_)) {
+        return Ok(());
+    }
+    match store.size(&layout::repository()?) {
+        Ok(_) => Ok(()),
+        Err(error) if error.is_not_found() => Err(RepositoryError::NoRepository {
+            location: store.location().to_string(),
+        }),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -53,14 +53,18 @@ impl Receiver<'_> {
     /// A slot that holds WAL for us says that we were here before. If the repository holds nothing of it, it is another
     /// place than then, as a mount point is whose file system is not mounted: to go on there would be to let go of the WAL.
     fn expect_cluster(&self) -> Result<()> {
-        let wait = || {
+        let elsewhere = || {
             let slot = &self.options.slot;
-            Err(Trouble::Wait(format!(
-                "slot \"{slot}\" holds WAL for cluster \"{}\", but {} holds nothing of it: is it mounted, and the right \
-                 one? To begin anew there, drop the slot first: SELECT pg_drop_replication_slot('{slot}')",
-                self.options.cluster,
-                self.store.location()
-            )))
+            Err(Trouble::Final(
+                Error::failed(format!(
+                    "slot \"{slot}\" holds WAL for cluster \"{}\", but {} holds nothing of that cluster",
+                    self.options.cluster,
+                    self.store.location()
+                ))
+                .hint(format!(
+                    "Is it mounted, and the right one? To begin anew there, drop the slot: SELECT pg_drop_replication_slot('{slot}')."
+                )),
+            ))
         };
         match Repository::open(Arc::clone(self.store)) {
             Ok(repository) => match repository
@@ -68,10 +72,10 @@ impl Receiver<'_> {
                 .and_then(|c| c.file())
             {
                 Ok(Some(_)) => Ok(()),
-                Ok(None) => wait(),
+                Ok(None) => elsewhere(),
                 Err(error) => Err(Trouble::Final(error.into())),
             },
-            Err(RepositoryError::NoRepository { .. }) => wait(),
+            Err(RepositoryError::NoRepository { .. }) => elsewhere(),
             Err(error) => Err(Trouble::Final(error.into())),
         }
     }
