@@ -16,7 +16,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 /// What a call ends with when it must not be taken for the end of WAL.
-const STOP: i32 = 126;
+const STOP: i32 = 128;
 /// What it ends with when there is no such file.
 const ABSENT: i32 = 1;
 

@@ -18,7 +18,7 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
 /// The exit code by which a `restore_command` makes the server stop, not promote.
-const STOP_RECOVERY: i32 = 126;
+const STOP_RECOVERY: i32 = 128;
 
 /// Everything the archive holds, to the byte.
 fn snapshot(story: &Story) -> BTreeMap<PathBuf, Vec<u8>> {

@@ -13,7 +13,7 @@ pub const DAMAGED: u8 = 4;
 
 /// The exit code of every failure of a `restore_command`: above 125 the server stops, instead of taking it for the end of
 /// WAL.
-pub const RESTORE_COMMAND: u8 = 126;
+pub const RESTORE_COMMAND: u8 = 128;
 
 /// A command's failure.
 #[derive(Debug)]

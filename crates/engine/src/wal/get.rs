@@ -10,8 +10,9 @@ use leeward_pgformat::control_file::ControlFile;
 use leeward_pgformat::wal_segment::{
     WAL_LONG_HEADER_SIZE, WalLongHeader, WalSegmentName, WalSegmentSize,
     is_backup_history_file_name, is_history_file_name, is_wal_segment_name,
+    parse_history_file_name,
 };
-use leeward_pgformat::{Lsn, SystemIdentifier, WalScanner};
+use leeward_pgformat::{Lsn, SystemIdentifier, TimelineHistory, WalScanner};
 use leeward_repository::catalog::{Cluster, Repository};
 use leeward_repository::repository_error::RepositoryError;
 use leeward_repository::store::Store;
@@ -335,13 +336,11 @@ impl Get<'_> {
             .range(after..)
             .next()
             .map(|(number, _)| *number);
-        let Some(next) = [segments, pieces].into_iter().flatten().min() else {
-            return Ok(());
+        let next = match [segments, pieces].into_iter().flatten().min() {
+            Some(number) => Some(WalSegmentName { number, ..segment }),
+            None => self.after_the_timeline(archive, segment, size)?,
         };
-        let next = WalSegmentName {
-            number: next,
-            ..segment
-        };
+        let Some(next) = next else { return Ok(()) };
         Err(Error::new(
             ErrorKind::Damaged,
             format!(
@@ -393,6 +392,49 @@ impl Get<'_> {
     }
 
     /// Whether the server has the segment itself, and not just a file for WAL to come under that name.
+    /// WAL behind the end of the segment's timeline, on the way that the server is going: it keeps the history file of
+    /// the timeline that it recovers to (`restoreTimeLineHistoryFiles`, timeline.c).
+    fn after_the_timeline(
+        &self,
+        archive: &WalArchive,
+        segment: WalSegmentName,
+        size: WalSegmentSize,
+    ) -> Result<Option<WalSegmentName>> {
+        let names = fs::read_dir(&self.server.wal)
+            .into_iter()
+            .flatten()
+            .flatten();
+        let histories = names.filter_map(|entry| {
+            let timeline = parse_history_file_name(entry.file_name().to_str()?)?;
+            TimelineHistory::parse(fs::read(entry.path()).ok()?, timeline).ok()
+        });
+        let newest = histories.max_by_key(|history| history.target);
+        let Some(history) = newest else {
+            return Ok(None);
+        };
+        let needed = history
+            .switch_lsn(segment.timeline)
+            .is_some_and(|left| left >= segment.end_lsn(size));
+        if !needed {
+            return Ok(None);
+        }
+        for range in history.ranges() {
+            if range.timeline <= segment.timeline {
+                continue;
+            }
+            let held = archive
+                .timeline_holdings(range.timeline, size)
+                .map_err(|e| self.failed(e))?;
+            let whole = held.segments.runs().next().map(|run| run.start);
+            let piece = held.pieces.keys().next().copied();
+            if let Some(number) = [whole, piece].into_iter().flatten().min() {
+                let timeline = range.timeline;
+                return Ok(Some(WalSegmentName { timeline, number }));
+            }
+        }
+        Ok(None)
+    }
+
     /// Where the WAL ends that the server has of the segment itself; its beginning where it has none.
     fn servers_end(&self, segment: WalSegmentName, size: WalSegmentSize) -> Lsn {
         let begin = segment.start_lsn(size);

@@ -153,36 +153,33 @@ impl Push<'_> {
             Some(_) => ready(&self.server.archive_status()),
             None => HashMap::new(),
         };
-        let mut batch = vec![(name.to_owned(), kind)];
-        batch.extend(self.others(&ready, name));
-
-        let done: Mutex<Vec<(String, FileMark, bool)>> = Mutex::new(Vec::new());
+        // The file that was asked for goes first and alone. What follows it is stored only if it is, or a server that went on
+        // with a timeline that is not its own would fill the archive behind the first contradiction.
+        let (mark, present) = self.store(&archive, name, kind, whose)?;
+        let done: Mutex<Vec<(String, FileMark, bool)>> =
+            Mutex::new(vec![(name.to_owned(), mark, present)]);
+        // Where somebody else was there before, each file may be the first that contradicts.
+        let at_once = if present { 1 } else { PARALLEL };
         let hopeless = AtomicBool::new(false);
-        let result = parallel::for_each(&batch, PARALLEL, |(file, kind)| {
-            let asked_for = file == name;
-            if hopeless.load(Ordering::Relaxed) && !asked_for {
+        parallel::for_each(&self.others(&ready, name), at_once, |(file, kind)| {
+            if hopeless.load(Ordering::Relaxed) {
                 return Ok(());
             }
             match self.store(&archive, file, *kind, whose) {
                 Ok((mark, present)) => {
                     let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
                     done.push((file.clone(), mark, present));
-                    Ok(())
                 }
-                Err(error) if asked_for => Err(error),
                 Err(error) => {
-                    // A store that fails for one fails for all; a file that is wrong hinders no other.
-                    if error.kind() == ErrorKind::Failed {
-                        hopeless.store(true, Ordering::Relaxed);
-                    }
+                    hopeless.store(true, Ordering::Relaxed);
                     (self.observe)(Event::Notice(format!(
                         "\"{file}\" was not pushed along: {}",
                         in_full(&error)
                     )));
-                    Ok(())
                 }
             }
-        });
+            Ok(())
+        })?;
         let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
         let outcome = PushOutcome {
             stored: done.len() as u64,
@@ -204,7 +201,7 @@ impl Push<'_> {
                 )));
             }
         }
-        result.map(|()| outcome)
+        Ok(outcome)
     }
 
     /// The cluster that wrote the file: its header says so, and the control file beside must agree. Files without a
