@@ -244,6 +244,14 @@ impl Cluster {
         for attempt in 1.. {
             let written = match self.versioned_file()? {
                 None => {
+                    // Somebody else may have just created it, and gone on.
+                    if !self.may_begin(system_identifier)? && self.file()?.is_none() {
+                        return Err(RepositoryError::damaged(
+                            &key,
+                            "object",
+                            "it is missing, though the cluster's folder holds backups or WAL, which may be another cluster's",
+                        ));
+                    }
                     let file = ClusterFile {
                         format_version: FORMAT_VERSION,
                         cluster: self.name.clone(),
@@ -282,6 +290,21 @@ impl Cluster {
             }
         }
         Ok(())
+    }
+
+    /// Whether the folder is free, or holds backups of this very cluster, whose `cluster.json` was lost.
+    fn may_begin(&self, system_identifier: SystemIdentifier) -> Result<bool, RepositoryError> {
+        let folders = self.store.list_folders(&self.name)?;
+        if !folders
+            .iter()
+            .any(|folder| folder == "backups" || folder == "wal")
+        {
+            return Ok(true);
+        }
+        let backups = self.backups()?.sound;
+        Ok(backups
+            .last()
+            .is_some_and(|backup| backup.system_identifier == system_identifier))
     }
 
     /// All listed backups. One that cannot be read does not hide the others.

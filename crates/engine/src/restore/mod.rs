@@ -181,6 +181,7 @@ pub fn restore(
     )?;
     let mut notes = choice.notes;
     notes.extend(run.complete(&aside)?);
+    notes.extend(run.settings.afterwards());
     mark.complete()?;
     Ok(RestoreOutcome {
         summary,

@@ -88,6 +88,37 @@ impl Settings<'_> {
         }
     }
 
+    /// What has to be taken back once the server is open: on a standby made of it, or if it becomes one, the settings would
+    /// hold again.
+    pub(super) fn afterwards(&self) -> Option<String> {
+        let Route::Archive {
+            stop, ends_before, ..
+        } = self.route
+        else {
+            return None;
+        };
+        let target = stop.and_then(|_| match self.recovery.aim {
+            Aim::End => None,
+            Aim::Immediate => Some("recovery_target"),
+            Aim::Time(_) => Some("recovery_target_time"),
+            Aim::Lsn(_) => Some("recovery_target_lsn"),
+            Aim::Transaction(_) => Some("recovery_target_xid"),
+            Aim::RestorePoint(_) => Some("recovery_target_name"),
+        });
+        let command = ends_before.as_ref().map(|_| "restore_command");
+        let names = ["recovery_target_timeline"]
+            .into_iter()
+            .chain(target)
+            .chain(command);
+        let statements: Vec<String> = names
+            .map(|name| format!("ALTER SYSTEM RESET {name};"))
+            .collect();
+        Some(format!(
+            "Once it is open, and before a standby is made of it: {}",
+            statements.join(" ")
+        ))
+    }
+
     fn set_target(&self, text: &mut String, aim: &Aim) {
         let on = if self.recovery.inclusive { "on" } else { "off" };
         set(text, "recovery_target_inclusive", on);

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -81,8 +82,10 @@ pub fn get(means: GetMeans<'_>, options: &GetOptions) -> Result<GetOutcome> {
     let server = ServerDirectories::around(&options.path);
     let control = server.control_file();
     let spool = control.as_ref().and_then(|control| {
-        let in_pg_wal = server.archive_status().is_dir();
-        in_pg_wal.then(|| {
+        // Another user's spool, as root's who tries a call by hand, would be lost to the server.
+        let status = fs::metadata(server.archive_status());
+        let ours = status.is_ok_and(|status| status.uid() == rustix::process::geteuid().as_raw());
+        ours.then(|| {
             Fetched::new(
                 &server.spool(),
                 &options.repository.to_string(),
@@ -307,8 +310,8 @@ impl Get<'_> {
         let name = &self.options.name;
         if self.options.hole_is_known
             || self.is_standby()
-            || (in_part && self.server.has_recovery_target())
-            || self.server_has(segment)
+            || ((in_part || self.server_has(segment)) && self.server.has_recovery_target())
+            || self.servers_end(segment, size) >= segment.end_lsn(size)
         {
             return Ok(());
         }
@@ -391,7 +394,6 @@ impl Get<'_> {
         target.place()
     }
 
-    /// Whether the server has the segment itself, and not just a file for WAL to come under that name.
     /// WAL behind the end of the segment's timeline, on the way that the server is going: it keeps the history file of
     /// the timeline that it recovers to (`restoreTimeLineHistoryFiles`, timeline.c).
     fn after_the_timeline(
@@ -452,13 +454,16 @@ impl Get<'_> {
                 break;
             }
         }
-        match scanner.position() {
-            // A record that leads into the next segment is this one's last.
-            end if end >= segment.end_lsn(size) && !scanner.reached_end() => end,
-            _ => scanner.end_of_valid(),
+        // A record that leads into the next segment is this one's last, and nothing is read behind a switch.
+        let whole = scanner.position() >= segment.end_lsn(size) && !scanner.reached_end();
+        if whole || scanner.switched_at().is_some() {
+            segment.end_lsn(size)
+        } else {
+            scanner.end_of_valid()
         }
     }
 
+    /// Whether the server has something of the segment itself, and not just a file for WAL to come under that name.
     fn server_has(&self, segment: WalSegmentName) -> bool {
         let mut bytes = [0; WAL_LONG_HEADER_SIZE];
         let read = File::open(self.server.wal.join(&self.options.name))

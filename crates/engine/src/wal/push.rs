@@ -256,6 +256,9 @@ impl Push<'_> {
         let repository = match &before {
             Some(_) if known && !local => None,
             Some(_) => Some(Repository::open(Arc::clone(&store))?),
+            None if local && self.server.has_archived(timeline) => {
+                Some(Repository::open(Arc::clone(&store))?)
+            }
             None => Some(Repository::open_or_create(Arc::clone(&store))?),
         };
         let cluster = match repository {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use leeward_pgformat::TimelineId;
 use leeward_pgformat::control_file::ControlFile;
 use leeward_postgres::configuration_syntax;
 use leeward_postgres::data_directory::DataDirectory;
@@ -74,6 +75,16 @@ impl ServerDirectories {
     /// The directory in which the server notes what it wants archived, if there is one beside the file.
     pub(super) fn archive_status(&self) -> PathBuf {
         self.wal.join("archive_status")
+    }
+
+    /// Whether this server, or the one it was made from, has archived before: then there is a repository somewhere.
+    pub(super) fn has_archived(&self, timeline: TimelineId) -> bool {
+        let status = fs::read_dir(self.archive_status())
+            .into_iter()
+            .flatten()
+            .flatten();
+        let mut names = status.map(|entry| entry.file_name());
+        timeline.0 > 1 || names.any(|name| name.to_string_lossy().ends_with(".done"))
     }
 
     /// The spool: our own folder beside the WAL, on the file system to which files are handed over.
