@@ -19,7 +19,7 @@ const MEMORY_ROOM: u64 = 4 << 30;
 #[derive(Debug)]
 pub struct Story {
     directory: Option<TempDir>,
-    _program_directory: Option<TempDir>,
+    program_directory: Option<TempDir>,
     path: PathBuf,
     installation: Installation,
     program: PathBuf,
@@ -64,7 +64,7 @@ impl Story {
         };
         let story = Story {
             directory: Some(directory),
-            _program_directory: program_directory,
+            program_directory,
             path,
             installation: Installation::of(major),
             program,
@@ -95,8 +95,14 @@ impl Story {
             return;
         }
         let (uid, gid) = (id_of("-u"), id_of("-g"));
-        std::os::unix::fs::chown(&self.path, Some(uid), Some(gid))
-            .expect("could not hand over the scratch directory");
+        let program_directory = self.program_directory.as_ref().map(TempDir::path);
+        for directory in [Some(self.path.as_path()), program_directory]
+            .into_iter()
+            .flatten()
+        {
+            std::os::unix::fs::chown(directory, Some(uid), Some(gid))
+                .expect("could not hand over the scratch directory");
+        }
         rustix::thread::set_thread_groups(&[]).expect("could not drop the groups");
         rustix::thread::set_thread_res_gid(
             Gid::from_raw(gid),
@@ -121,10 +127,10 @@ impl Drop for Story {
     fn drop(&mut self) {
         // What fetches WAL ahead outlives the server it works for by some seconds.
         processes::kill(self, "");
-        if env::var_os("LEEWARD_KEEP").is_some()
-            && let Some(directory) = self.directory.take()
-        {
-            let _kept = directory.keep();
+        if env::var_os("LEEWARD_KEEP").is_some() {
+            for directory in [self.directory.take(), self.program_directory.take()] {
+                let _kept = directory.map(TempDir::keep);
+            }
         }
         // A tablespace or a half-made directory may have been closed to its owner by the story.
         let _best_effort = Command::new("chmod")
