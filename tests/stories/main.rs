@@ -81,3 +81,5 @@ mod story_037_faulty_store;
 mod story_038_kill_nine_wal;
 #[path = "039_damage.rs"]
 mod story_039_damage;
+#[path = "040_what_must_not_be_lost.rs"]
+mod story_040_what_must_not_be_lost;
