@@ -24,8 +24,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer, Phase};
 use crate::repository;
 use crate::restore::finish::read_wal;
-use crate::restore::settings;
 use crate::restore::open_manifest;
+use crate::restore::settings;
 use survey::{Frames, InBackup, Survey, TABLESPACES};
 
 /// zstd level of the archives.
