@@ -2,6 +2,7 @@
 //! from what the repository holds, before anything is written.
 
 use leeward_pgformat::TimelineId;
+use leeward_pgformat::wal_segment::history_file_name;
 use leeward_repository::catalog::Cluster;
 use leeward_repository::summary::BackupSummary;
 
@@ -152,6 +153,15 @@ impl Choosing<'_> {
         }
     }
 
+    /// Newer timelines than the path's of which it is not known where they come from.
+    fn passed_over(&self, path: &Path) -> Option<PassedOver> {
+        PassedOver::by(self.coverage, path.timeline())
+    }
+
+    fn note_passed_over(&self, path: &Path) -> Option<String> {
+        self.passed_over(path).map(|passed| passed.note())
+    }
+
     /// The path for a backup, or for whichever fits.
     fn path(&self, backup: Option<&OwnWal>, newest: &OwnWal) -> Result<Path> {
         let timeline = match self.options.recovery.timeline {
@@ -217,7 +227,16 @@ impl Choosing<'_> {
                 path.timeline()
             ),
         );
-        if others.is_empty() {
+        if self
+            .coverage
+            .without_history()
+            .any(|timeline| timeline == path.timeline())
+        {
+            error.hint(format!(
+                "Its history file is not held, so nothing is known to lead there. {}",
+                push_history(path.timeline())
+            ))
+        } else if others.is_empty() {
             error.hint("No backup leads there.")
         } else {
             error.hint(format!("These do: {}.", others.join(", ")))
@@ -227,11 +246,18 @@ impl Choosing<'_> {
     /// Recovery to the end of WAL.
     fn end(&self, backup: &OwnWal) -> Result<(OwnWal, Route, Vec<String>)> {
         let path = self.path(Some(backup), backup)?;
+        let passed = self.passed_over(&path);
+        if self.options.recovery.timeline == TimelineWish::Latest
+            && let Some(passed) = passed
+        {
+            return Err(passed.refusal());
+        }
         let end = path.reach(backup.start);
         if let Some(hole) = path.hole_at(end) {
             return Err(hole_behind(&path, &self.witness, backup, end, &hole)?);
         }
-        let notes = self.other_timelines(&path);
+        let mut notes = self.other_timelines(&path);
+        notes.extend(passed.map(|passed| passed.note()));
         if end <= backup.stop && !self.has_newer_timeline(backup) {
             return Ok((backup.clone(), Route::Own, notes));
         }
@@ -242,16 +268,17 @@ impl Choosing<'_> {
     fn immediate(&self, backup: &OwnWal) -> Result<(OwnWal, Route, Vec<String>)> {
         let recovery = &self.options.recovery;
         let path = self.path(Some(backup), backup)?;
+        let notes = self.note_passed_over(&path).into_iter().collect();
         let promotes = recovery.action == TargetAction::Promote;
         if promotes && !self.has_newer_timeline(backup) {
             // Its own WAL ends just there.
-            return Ok((backup.clone(), Route::Own, Vec::new()));
+            return Ok((backup.clone(), Route::Own, notes));
         }
         let sight = Sight::new(&path, &self.witness, &recovery.aim, true, backup.start)?;
         match sight.judge(backup)? {
             Verdict::Reaches(stop) => {
                 let route = self.archive(&path, backup, Some(stop))?;
-                Ok((backup.clone(), route, Vec::new()))
+                Ok((backup.clone(), route, notes))
             }
             // Nothing follows that could be replayed too much.
             _ if promotes => {
@@ -260,7 +287,7 @@ impl Choosing<'_> {
                     Some(_) => Route::Own,
                     None => self.archive(&path, backup, None)?,
                 };
-                Ok((backup.clone(), route, Vec::new()))
+                Ok((backup.clone(), route, notes))
             }
             _ => Err(Error::new(
                 ErrorKind::Usage,
@@ -285,7 +312,7 @@ impl Choosing<'_> {
                 .unwrap_or(newest)
                 .clone(),
         };
-        let mut notes = Vec::new();
+        let mut notes: Vec<String> = self.note_passed_over(&path).into_iter().collect();
         let end = path.reach(backup.start);
         if let Some(hole) = path.hole_at(end) {
             notes.push(format!(
@@ -321,7 +348,9 @@ impl Choosing<'_> {
         for backup in candidates {
             if let Verdict::Reaches(stop) = sight.judge(backup)? {
                 let route = self.archive(&path, backup, Some(stop))?;
-                return Ok((backup.clone(), route, self.ambiguous(&sight, backup)));
+                let mut notes = self.ambiguous(&sight, backup);
+                notes.extend(self.note_passed_over(&path));
+                return Ok((backup.clone(), route, notes));
             }
         }
         let refusal = Refusal {
@@ -329,7 +358,15 @@ impl Choosing<'_> {
             sight: &sight,
             named: self.named.as_ref(),
         };
-        Err(refusal.explain(self.elsewhere(&path)?)?)
+        let error = refusal.explain(self.elsewhere(&path)?)?;
+        Err(match self.passed_over(&path) {
+            Some(passed) => {
+                let known = error.advice().unwrap_or_default();
+                let hint = format!("{known} {} {}", passed.note(), push_history(passed.newest));
+                error.hint(hint.trim_start())
+            }
+            None => error,
+        })
     }
 
     /// Other timelines on which recovery would get there.
@@ -430,7 +467,92 @@ impl Choosing<'_> {
             Err(Error::failed(format!(
                 "the history file of timeline {id} is not held, and the server needs it to go there"
             ))
-            .hint("Push it from a server on that timeline: it lies in its pg_wal."))
+            .hint(push_history(id)))
         }
+    }
+}
+
+/// How the history file of a timeline gets into the repository.
+fn push_history(timeline: TimelineId) -> String {
+    format!(
+        "From a server on that timeline: \"leeward wal push DATA_DIRECTORY/pg_wal/{}\".",
+        history_file_name(timeline)
+    )
+}
+
+/// A timeline with WAL that is newer than the one that recovery follows, and whose history file is not held: it may be
+/// where the cluster went on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct PassedOver {
+    newest: TimelineId,
+    followed: TimelineId,
+}
+
+impl PassedOver {
+    /// What recovery along `followed` passes over.
+    fn by(coverage: &Coverage, followed: TimelineId) -> Option<Self> {
+        let newest = coverage
+            .without_history()
+            .rfind(|timeline| *timeline > followed)?;
+        Some(Self { newest, followed })
+    }
+
+    fn note(self) -> String {
+        let Self { newest, followed } = self;
+        format!(
+            "WAL of timeline {newest} is held, but not its history file \"{}\", so that it is not known where it comes from: recovery follows timeline {followed}.",
+            history_file_name(newest)
+        )
+    }
+
+    fn refusal(self) -> Error {
+        let Self { newest, followed } = self;
+        Error::failed(format!(
+            "the WAL of timeline {newest} would be left out: it is held, but not its history file \"{}\", which says where it comes from",
+            history_file_name(newest)
+        ))
+        .hint(format!(
+            "{} Or --target-timeline {followed} restores without it.",
+            push_history(newest)
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use leeward_pgformat::{Lsn, WalSegmentSize};
+
+    use super::*;
+    use crate::wal::path::tests::{World, coverage};
+
+    #[test]
+    fn a_newer_timeline_without_a_history_is_passed_over() {
+        let mut world = World {
+            timelines: BTreeMap::from([
+                (1, (vec![3, 4], vec![])),
+                (2, (vec![5], vec![])),
+                (3, (vec![6], vec![])),
+            ]),
+            histories: BTreeMap::from([(3, vec![(1, Lsn(0x500_0000))])]),
+            ..World::default()
+        };
+        let by = |world: &World, timeline| {
+            PassedOver::by(
+                &coverage(world, WalSegmentSize::DEFAULT),
+                TimelineId(timeline),
+            )
+        };
+        assert_eq!(by(&world, 3), None, "timeline 2 is older");
+        world.histories.clear();
+        let passed = by(&world, 1).expect("timelines 2 and 3");
+        assert_eq!(passed.newest, TimelineId(3));
+        assert!(passed.note().ends_with("recovery follows timeline 1."));
+        let refusal = passed.refusal();
+        assert!(refusal.to_string().contains("timeline 3"), "{refusal}");
+        let hint = refusal.advice().unwrap_or_default();
+        assert!(hint.contains("wal push DATA_DIRECTORY/pg_wal/00000003.history"));
+        assert!(hint.contains("--target-timeline 1"));
     }
 }

@@ -148,6 +148,16 @@ impl Coverage {
             .collect()
     }
 
+    /// The timelines of which the archive holds WAL and nobody their history file, so that it is not known what leads there.
+    pub(crate) fn without_history(&self) -> impl DoubleEndedIterator<Item = TimelineId> {
+        self.archive
+            .timelines
+            .values()
+            .filter(|held| !held.segments.is_empty() || !held.pieces.is_empty())
+            .map(|held| held.timeline)
+            .filter(|timeline| timeline.0 > 1 && !self.recorded.contains(timeline))
+    }
+
     /// The newest timeline that descends from `backup` and has WAL.
     pub(crate) fn newest_timeline_of(&self, backup: &OwnWal) -> TimelineId {
         self.timelines_with_wal()

@@ -1,5 +1,6 @@
 //! What is held of a cluster's WAL: ranges, gaps, sizes, and the moments that can be recovered to.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use leeward_pgformat::{Lsn, TimelineId, TimestampTz, WalSegmentName, WalSegmentSize};
 use leeward_repository::backup_id::BackupId;
 use leeward_repository::store::Store;
-use leeward_repository::wal_archive::{Gap, TimelineHoldings, WalArchive};
+use leeward_repository::wal_archive::{Gap, Segments, TimelineHoldings, WalArchive};
 
 use super::coverage::{Coverage, segment_size_of};
 use super::path::Path;
@@ -34,9 +35,11 @@ pub struct TimelineList {
     pub timeline: TimelineId,
     /// The timeline it came from, and where it left that.
     pub parent: Option<(TimelineId, Lsn)>,
+    /// It has WAL, and its history file is not held, which alone tells where it comes from: recovery cannot go there.
+    pub history_missing: bool,
     /// Runs of whole segments, and the pieces behind each.
     pub ranges: Vec<WalRange>,
-    /// What is missing between them.
+    /// What is missing between them, and up to where the next timeline goes on.
     pub gaps: Vec<WalGap>,
     /// How many whole segments.
     pub segments: u64,
@@ -118,11 +121,17 @@ pub fn list(store: &Arc<dyn Store>, cluster: Option<&str>) -> Result<WalList> {
         });
     };
     let coverage = Coverage::read(&cluster, &backups, size)?;
-    let timelines = coverage
-        .archive
-        .timelines
+    let lost = lost_at_switches(&coverage);
+    let mut shown = coverage.archive.timelines.clone();
+    for id in lost.keys() {
+        shown.entry(*id).or_insert_with(|| nothing_of(*id));
+    }
+    let timelines = shown
         .values()
-        .map(|held| timeline(&coverage, &archive, held))
+        .map(|held| {
+            let lost = lost.get(&held.timeline).map_or(&[][..], Vec::as_slice);
+            timeline(&coverage, &archive, held, lost)
+        })
         .collect::<Result<_>>()?;
     let mut found = Vec::new();
     let looking = Looking::new(&cluster, size);
@@ -181,6 +190,7 @@ fn timeline(
     coverage: &Coverage,
     archive: &WalArchive,
     held: &TimelineHoldings,
+    lost: &[WalGap],
 ) -> Result<TimelineList> {
     let size = coverage.size;
     let history = coverage.history(held.timeline);
@@ -204,6 +214,12 @@ fn timeline(
             in_backups: path.reach(pair[0].end) >= pair[1].begin,
         })
         .collect();
+    for gap in lost {
+        let seen = |seen: &WalGap| seen.begin < gap.end && gap.begin < seen.end;
+        if !gaps.iter().any(seen) {
+            gaps.push(gap.clone());
+        }
+    }
     for recorded in &held.gaps {
         let filled = ranges
             .iter()
@@ -223,11 +239,89 @@ fn timeline(
             .entries
             .last()
             .map(|entry| (entry.timeline, entry.switch_lsn)),
+        history_missing: coverage.without_history().any(|one| one == held.timeline),
         ranges,
         gaps,
         segments: held.segments.len(),
         plain_bytes,
         stored_bytes: held.segments.iter().map(|(_, length)| length).sum(),
+    })
+}
+
+fn nothing_of(timeline: TimelineId) -> TimelineHoldings {
+    TimelineHoldings {
+        timeline,
+        segments: Segments::default(),
+        pieces: BTreeMap::new(),
+        history: false,
+        backup_files: Vec::new(),
+        gaps: Vec::new(),
+    }
+}
+
+/// What is missing where one timeline was left for another: of the old one up to there, of the new one from there on.
+fn lost_at_switches(coverage: &Coverage) -> BTreeMap<TimelineId, Vec<WalGap>> {
+    let size = coverage.size;
+    let archived = Coverage {
+        backups: Vec::new(),
+        ..coverage.clone()
+    };
+    let mut lost: BTreeMap<TimelineId, Vec<WalGap>> = BTreeMap::new();
+    for target in coverage.histories.keys() {
+        let path = Path::new(coverage, *target);
+        for hole in Path::new(&archived, *target).holes_at_switches() {
+            for part in path.history.ranges() {
+                let timeline = part.timeline;
+                let mut begin = hole.start.max(part.begin);
+                let mut end = part.end.map_or(hole.end, |left| hole.end.min(left));
+                // What is held and leads nowhere is shown as held.
+                if let Some(held) = coverage.archive.timelines.get(&timeline) {
+                    for range in ranges(held, size) {
+                        if range.begin <= begin && begin < range.end {
+                            begin = range.end;
+                        }
+                        if range.begin < end && end <= range.end {
+                            end = range.begin;
+                        }
+                    }
+                }
+                if begin >= end {
+                    continue;
+                }
+                let in_backups = path.reach(begin) >= end;
+                let gaps = lost.entry(timeline).or_default();
+                let (others, mut same): (Vec<WalGap>, Vec<WalGap>) = gaps
+                    .drain(..)
+                    .partition(|gap| gap.end < begin || end < gap.begin);
+                same.push(WalGap {
+                    begin,
+                    end,
+                    segments: (String::new(), String::new()),
+                    record: None,
+                    in_backups,
+                });
+                *gaps = others;
+                gaps.extend(joined(&same, timeline, size));
+            }
+        }
+    }
+    lost
+}
+
+/// Gaps of a timeline that overlap, which several that descend from it show, as one.
+fn joined(gaps: &[WalGap], timeline: TimelineId, size: WalSegmentSize) -> Option<WalGap> {
+    let begin = gaps.iter().map(|gap| gap.begin).min()?;
+    let end = gaps.iter().map(|gap| gap.end).max()?;
+    let name = |number| WalSegmentName { timeline, number }.name(size);
+    Some(WalGap {
+        begin,
+        end,
+        segments: (
+            name(size.segment_number(begin)),
+            name(size.segment_number_before(end)),
+        ),
+        record: None,
+        in_backups: gaps.iter().all(|gap| gap.in_backups),
     })
 }
 
@@ -332,8 +426,7 @@ fn last_time(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use leeward_repository::wal_archive::Segments;
-    use std::collections::BTreeMap;
+    use crate::wal::path::tests::{World, backup, coverage};
 
     const MIB: u64 = 1 << 20;
 
@@ -379,6 +472,103 @@ mod tests {
                     pieces_from: Some(at(9, 4)),
                 },
             ]
+        );
+    }
+
+    const SIZE: WalSegmentSize = WalSegmentSize::DEFAULT;
+
+    fn at(number: u64, mib: u64) -> Lsn {
+        Lsn(number * SIZE.bytes() + mib * MIB)
+    }
+
+    /// Timeline 2 left timeline 1 in the middle of segment 5.
+    fn left(old: &[u64], new: &[u64]) -> World {
+        World {
+            timelines: BTreeMap::from([(1, (old.to_vec(), vec![])), (2, (new.to_vec(), vec![]))]),
+            histories: BTreeMap::from([(1, vec![]), (2, vec![(1, at(5, 8))])]),
+            ..World::default()
+        }
+    }
+
+    /// By timeline: from where to where, the first and last segment's numbers, and whether backups bring it.
+    fn lost(world: &World) -> Vec<(u32, Lsn, Lsn, String, bool)> {
+        lost_at_switches(&coverage(world, SIZE))
+            .into_iter()
+            .flat_map(|(timeline, gaps)| {
+                gaps.into_iter().map(move |gap| {
+                    let short = |name: &str| name[6..8].to_owned() + "/" + &name[22..];
+                    let names = format!("{}-{}", short(&gap.segments.0), short(&gap.segments.1));
+                    (timeline.0, gap.begin, gap.end, names, gap.in_backups)
+                })
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_end_of_a_timeline_that_was_left_is_missing() {
+        assert_eq!(lost(&left(&[2, 3, 4], &[5, 6])), [], "nothing is");
+        assert_eq!(lost(&left(&[2, 3, 4, 5, 6], &[5, 6])), []);
+        // The new one brings the segment in which it began.
+        let names = "01/03-01/04".to_owned();
+        assert_eq!(
+            lost(&left(&[2], &[5, 6])),
+            [(1, at(3, 0), at(5, 0), names, false)]
+        );
+        let names = "01/03-01/05".to_owned();
+        assert_eq!(
+            lost(&left(&[2], &[])),
+            [(1, at(3, 0), at(5, 8), names.clone(), false)],
+            "nothing of the new one is held"
+        );
+        assert_eq!(
+            lost(&left(&[2], &[6])),
+            [
+                (1, at(3, 0), at(5, 8), names, false),
+                (2, at(5, 8), at(6, 0), "02/05-02/05".to_owned(), false)
+            ]
+        );
+        // What was filled last is not there yet.
+        assert_eq!(lost(&left(&[2, 3, 4], &[])), []);
+        // Nothing of the old one was ever kept.
+        assert_eq!(lost(&left(&[], &[6])), []);
+    }
+
+    #[test]
+    fn the_beginning_of_a_timeline_is_missing() {
+        let names = "02/05-02/05".to_owned();
+        assert_eq!(
+            lost(&left(&[4, 5, 6], &[6, 7])),
+            [(2, at(5, 8), at(6, 0), names, false)]
+        );
+    }
+
+    #[test]
+    fn backups_bring_the_end_of_a_timeline() {
+        let mut world = left(&[2], &[5, 6]);
+        world.backups = vec![backup("aaaa", 1, at(2, 3), at(4, 9))];
+        let names = "01/03-01/04".to_owned();
+        assert_eq!(
+            lost(&world),
+            [(1, at(3, 0), at(5, 0), names.clone(), false)],
+            "not all of it"
+        );
+        world.backups.push(backup("bbbb", 2, at(3, 1), at(6, 1)));
+        world.backups[1].start_timeline = TimelineId(1);
+        assert_eq!(lost(&world), [(1, at(3, 0), at(5, 0), names, true)]);
+    }
+
+    #[test]
+    fn descendants_show_the_same_end_once() {
+        let mut world = left(&[2], &[5, 6]);
+        world.timelines.insert(3, (vec![7, 8], vec![]));
+        world
+            .histories
+            .insert(3, vec![(1, at(5, 8)), (2, at(7, 1))]);
+        world.timelines.insert(4, (vec![8], vec![]));
+        world.histories.insert(4, vec![(1, at(8, 1))]);
+        assert_eq!(
+            lost(&world),
+            [(1, at(3, 0), at(8, 0), "01/03-01/07".to_owned(), false)]
         );
     }
 }

@@ -178,6 +178,40 @@ impl Path {
         })
     }
 
+    /// What is missing between the WAL of one timeline and that of another behind it; and behind the last WAL, where that
+    /// ends in a segment before the one in which its timeline was left.
+    pub(crate) fn holes_at_switches(&self) -> Vec<Range<Lsn>> {
+        let mut holes = Vec::new();
+        let mut steps = self.steps.values().peekable();
+        while let Some(step) = steps.next() {
+            let next = steps
+                .peek()
+                .map(|next| (next.name().start_lsn(self.size), next.timeline));
+            let stray = self
+                .strays
+                .range(Lsn(step.end.0 + 1)..)
+                .next()
+                .map(|begin| (*begin, self.history.timeline_of(*begin)));
+            // Left, it goes on in the first segment of the next timeline, which may not be full yet.
+            let left = self
+                .history
+                .switch_lsn(step.timeline)
+                .filter(|left| self.size.segment_number(step.end) < self.size.segment_number(*left))
+                .map(|left| (left, self.timeline()));
+            let behind = match (next, stray) {
+                (Some(next), Some(stray)) => Some(next.min(stray)),
+                (one, other) => one.or(other).or(left),
+            };
+            if let Some((begin, timeline)) = behind
+                && begin > step.end
+                && timeline != step.timeline
+            {
+                holes.push(step.end..begin);
+            }
+        }
+        holes
+    }
+
     /// The file that should hold a segment of this path.
     pub(crate) fn expected(&self, number: u64) -> WalSegmentName {
         let segment = WalSegmentName {

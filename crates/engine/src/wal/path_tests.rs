@@ -1,5 +1,3 @@
-use std::collections::BTreeSet;
-
 use leeward_pgformat::timeline::TimelineHistoryEntry;
 use leeward_repository::wal_archive::{Holdings, Segments};
 
@@ -73,7 +71,7 @@ pub(crate) fn coverage(world: &World, size: WalSegmentSize) -> Coverage {
         archive,
         backups: world.backups.clone(),
         histories,
-        recorded: BTreeSet::new(),
+        recorded: world.histories.keys().copied().map(TimelineId).collect(),
     }
 }
 
@@ -230,4 +228,19 @@ fn backups_behind_the_fork_are_not_on_the_way() {
     assert_eq!(coverage.newest_timeline(), Some(TimelineId(2)));
     assert_eq!(coverage.newest_timeline_of(&behind), TimelineId(1));
     assert_eq!(coverage.newest_timeline_of(&before), TimelineId(2));
+}
+
+#[test]
+fn wal_whose_history_is_not_held() {
+    let mut world = forked();
+    assert_eq!(world.coverage().without_history().next(), None);
+    world.histories.remove(&2);
+    world.backups = vec![backup("aaaa", 1, at(4, 0), at(5, 8))];
+    let coverage = world.coverage();
+    let found: Vec<TimelineId> = coverage.without_history().collect();
+    assert_eq!(found, [TimelineId(2)]);
+    assert_eq!(coverage.newest_timeline(), Some(TimelineId(1)));
+    // Without WAL there is nothing that would be passed over.
+    world.timelines.insert(2, (vec![], vec![]));
+    assert_eq!(world.coverage().without_history().next(), None);
 }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use leeward_engine::moment::{rfc3339, utc};
 use leeward_engine::wal::list::{TimelineList, WalGap, WalList, WalRange, WindowList, list};
 use leeward_pgformat::TimestampTz;
+use leeward_pgformat::wal_segment::history_file_name;
 use serde_json::{Value, json};
 
 use crate::args::Global;
@@ -27,7 +28,7 @@ pub fn run(global: &Global, config: &Config) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A row, and whether it tells of a gap.
+/// A row, and whether it tells of something missing.
 type Row = (Vec<String>, bool);
 
 fn text(list: &WalList, colours: bool) -> String {
@@ -97,6 +98,13 @@ fn timeline_rows(timeline: &TimelineList) -> Vec<Row> {
     for (at, range) in timeline.ranges.iter().enumerate() {
         let mut remarks: Vec<String> = Vec::new();
         remarks.extend(parent.clone().filter(|_| at == 0));
+        let unknown = timeline.history_missing && at == 0;
+        if unknown {
+            remarks.push(format!(
+                "MISSING: {}, without which nothing recovers to here",
+                history_file_name(timeline.timeline)
+            ));
+        }
         if let Some(from) = range.pieces_from {
             remarks.push(format!("pieces from {from}"));
         }
@@ -107,7 +115,7 @@ fn timeline_rows(timeline: &TimelineList) -> Vec<Row> {
             units::bytes(range.end - range.begin),
             remarks.join(", "),
         ];
-        rows.push((range.begin, (cells, false)));
+        rows.push((range.begin, (cells, unknown)));
     }
     for gap in &timeline.gaps {
         let cells = vec![
@@ -193,6 +201,7 @@ fn as_json(list: &WalList) -> Value {
             "timeline": t.timeline.0,
             "parent": t.parent.map(|(parent, _)| parent.0),
             "left_parent_at": t.parent.map(|(_, lsn)| lsn.to_string()),
+            "history_missing": t.history_missing,
             "segments": t.segments,
             "plain_bytes": t.plain_bytes,
             "stored_bytes": t.stored_bytes,
