@@ -83,3 +83,5 @@ mod story_038_kill_nine_wal;
 mod story_039_damage;
 #[path = "040_what_must_not_be_lost.rs"]
 mod story_040_what_must_not_be_lost;
+#[path = "041_split_brain.rs"]
+mod story_041_split_brain;

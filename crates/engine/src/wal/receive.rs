@@ -153,6 +153,8 @@ pub fn receive(
         desk: None,
         histories: BTreeSet::new(),
         missing: None,
+        comparing: None,
+        lacking: None,
         slot_seen: false,
         gaps: 0,
         streamed: false,
@@ -198,6 +200,10 @@ struct Receiver<'a> {
     histories: BTreeSet<TimelineId>,
     /// What the server said it no longer has.
     missing: Option<WalSegmentName>,
+    /// The WAL segment that the stream began with although the archive has it: to be compared.
+    comparing: Option<WalSegmentName>,
+    /// One that cannot be compared, because the server no longer has it. Nothing is lost by that.
+    lacking: Option<WalSegmentName>,
     slot_seen: bool,
     gaps: u64,
     /// Whether any WAL was ever asked for: from then on nothing but a contradiction ends us.
@@ -405,6 +411,14 @@ impl Receiver<'_> {
                 }
                 End::Timeline(next, ended) => {
                     queue.end();
+                    self.notice(format!(
+                        "Timeline {} follows at {}.",
+                        next.timeline, next.begin
+                    ));
+                    // Somebody else's WAL of that timeline may be there: what follows is compared with it first.
+                    if resume::has_wal(&self.holdings()?, next.timeline) {
+                        return Ok(());
+                    }
                     let Some(mut connection) = ended.into_connection() else {
                         return Ok(());
                     };
@@ -412,10 +426,6 @@ impl Receiver<'_> {
                     let size = queue.segment_size();
                     let segment = WalSegmentName::containing(next.timeline, next.begin, size);
                     queue.begin(segment, None).map_err(Trouble::Final)?;
-                    self.notice(format!(
-                        "Timeline {} follows at {}.",
-                        next.timeline, next.begin
-                    ));
                     stream =
                         connection.start(Some(&slot), segment.start_lsn(size), next.timeline)?;
                 }
@@ -425,10 +435,15 @@ impl Receiver<'_> {
 
     fn note_missing(&mut self, timeline: TimelineId, lsn: Lsn) {
         if let Some(desk) = &self.desk {
-            self.missing = Some(WalSegmentName {
+            let segment = Some(WalSegmentName {
                 timeline,
                 number: desk.size.segment_number(lsn),
             });
+            if self.comparing == segment {
+                self.lacking = segment;
+            } else {
+                self.missing = segment;
+            }
             desk.queue.end();
         }
     }

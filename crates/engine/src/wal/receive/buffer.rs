@@ -28,6 +28,9 @@ pub(super) struct Buffer {
     pub(super) waiting_since: Option<Instant>,
     /// What the archive's pieces hold of it, and how much that is: the server must send the same again.
     pub(super) expected: Option<(File, u64)>,
+    /// The archive has all of it, and it comes only to be compared: no pieces are stored, and none of it counts as durable
+    /// before.
+    pub(super) held: bool,
 }
 
 /// What to store next.
@@ -77,6 +80,15 @@ impl Buffer {
             has_pieces: expected.is_some(),
             waiting_since: None,
             expected,
+            held: false,
+        }
+    }
+
+    /// An empty one of what the archive has as a whole.
+    pub(super) fn of_held(segment: WalSegmentName, file: Arc<File>) -> Buffer {
+        Buffer {
+            held: true,
+            ..Buffer::new(segment, file, None)
         }
     }
 
@@ -89,7 +101,7 @@ impl Buffer {
                 has_pieces: self.has_pieces,
             });
         }
-        if self.filled <= self.stored {
+        if self.held || self.filled <= self.stored {
             return if self.ended {
                 Due::Nothing
             } else {

@@ -39,6 +39,8 @@ struct State {
     items: VecDeque<Item>,
     /// Where what comes next begins, while nothing is under way: all before is stored.
     base: Lsn,
+    /// What the archive's pieces hold of a WAL segment that comes later.
+    ahead: Option<(WalSegmentName, File, u64)>,
     /// Somebody waits for what was received: pieces do not wait for company.
     hurry: bool,
     stopping: bool,
@@ -52,6 +54,15 @@ struct State {
     tally: Tally,
     /// WAL segments that are whole in the archive and whose pieces are not needed any more.
     leftovers: VecDeque<WalSegmentName>,
+}
+
+impl State {
+    /// What the archive's pieces hold of this WAL segment, as far as that was said beforehand.
+    fn expected(&mut self, segment: WalSegmentName) -> Option<(File, u64)> {
+        self.ahead
+            .take_if(|(of, ..)| *of == segment)
+            .map(|(_, file, length)| (file, length))
+    }
 }
 
 /// The queue, shared by the threads of a receiver.
@@ -76,6 +87,7 @@ impl Queue {
             state: Mutex::new(State {
                 items: VecDeque::new(),
                 base: Lsn::INVALID,
+                ahead: None,
                 hurry: false,
                 stopping: false,
                 done: false,
@@ -126,13 +138,47 @@ impl Queue {
         expected: Option<(File, u64)>,
     ) -> Result<()> {
         let file = Arc::new(self.file()?);
+        self.push(Buffer::new(segment, file, expected), None);
+        Ok(())
+    }
+
+    /// What comes next begins with `held`, which the archive has as a whole and which must be the same; of the WAL segment
+    /// behind it the archive has the bytes of `expected`, from its beginning.
+    pub(super) fn begin_before(
+        &self,
+        held: WalSegmentName,
+        expected: Option<(File, u64)>,
+    ) -> Result<()> {
+        let file = Arc::new(self.file()?);
+        let ahead = expected.map(|(file, length)| (held.next(), file, length));
+        self.push(Buffer::of_held(held, file), ahead);
+        Ok(())
+    }
+
+    fn push(&self, buffer: Buffer, ahead: Option<(WalSegmentName, File, u64)>) {
         let mut state = self.lock();
-        if let Some(Item::Buffer(buffer)) = state.items.back_mut() {
-            buffer.ended = true;
+        if let Some(Item::Buffer(before)) = state.items.back_mut() {
+            before.ended = true;
         }
-        state
-            .items
-            .push_back(Item::Buffer(Buffer::new(segment, file, expected)));
+        state.items.push_back(Item::Buffer(buffer));
+        state.ahead = ahead;
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Goes on with the WAL segment behind one that is full, unless the store's thread has done so.
+    fn follow(&self, full: WalSegmentName) -> Result<()> {
+        let file = Arc::new(self.file()?);
+        let mut state = self.lock();
+        if let Some(Item::Buffer(before)) = state.items.back_mut()
+            && before.segment == full
+        {
+            before.ended = true;
+            let expected = state.expected(full.next());
+            state
+                .items
+                .push_back(Item::Buffer(Buffer::new(full.next(), file, expected)));
+        }
         drop(state);
         self.changed.notify_all();
         Ok(())
@@ -195,7 +241,7 @@ impl Queue {
             }
             buffer.segment
         };
-        self.begin(full.next(), None)?;
+        self.follow(full)?;
         self.open_buffer()
     }
 
@@ -255,6 +301,14 @@ impl Queue {
             .unwrap_or(state.base)
     }
 
+    /// Whether WAL that the archive has as a whole is still to be compared with what the server sends.
+    pub(super) fn is_comparing(&self) -> bool {
+        self.lock()
+            .items
+            .iter()
+            .any(|item| matches!(item, Item::Buffer(buffer) if buffer.held))
+    }
+
     /// What was received is wanted soon, or need not hurry any more.
     pub(super) fn hurry(&self, hurry: bool) {
         let mut state = self.lock();
@@ -275,14 +329,20 @@ impl Queue {
     pub(super) fn is_empty(&self) -> bool {
         let state = self.lock();
         state.items.iter().all(|item| match item {
-            Item::Buffer(buffer) => !buffer.ended && buffer.filled <= buffer.stored,
+            Item::Buffer(buffer) => {
+                !buffer.ended
+                    && buffer.filled < self.size.bytes()
+                    && (buffer.held || buffer.filled <= buffer.stored)
+            }
             Item::History { .. } => false,
         })
     }
 
     /// Takes away what a stream that will not go on has left behind it, once all of it is stored.
     pub(super) fn clear(&self) {
-        self.lock().items.clear();
+        let mut state = self.lock();
+        state.items.clear();
+        state.ahead = None;
     }
 
     /// Whether the store's thread has come to its end.
@@ -347,7 +407,8 @@ impl Queue {
                 Some(Item::Buffer(buffer)) => match buffer.due(self.size, hurry, self.interval) {
                     Due::Job(job) => return job,
                     Due::Nothing => {
-                        state.base = buffer.segment.start_lsn(self.size) + buffer.filled;
+                        let stored = buffer.filled.min(buffer.stored);
+                        state.base = buffer.segment.start_lsn(self.size) + stored;
                         state.items.pop_front();
                         self.bell.ring();
                         continue;
@@ -394,11 +455,12 @@ impl Queue {
                 let ended = matches!(state.items.pop_front(), Some(Item::Buffer(b)) if b.ended);
                 // What follows has a buffer before this one is forgotten, and with it the timeline.
                 if state.items.is_empty() && !ended {
+                    let expected = state.expected(segment.next());
                     match tempfile::tempfile_in(&self.folder) {
                         Ok(file) => state.items.push_back(Item::Buffer(Buffer::new(
                             segment.next(),
                             Arc::new(file),
-                            None,
+                            expected,
                         ))),
                         Err(error) => state.failure = Some(self.broken("create", error)),
                     }

@@ -148,3 +148,70 @@ fn what_comes_again_must_be_the_same() {
         }
     }
 }
+
+#[test]
+fn what_is_held_whole_is_compared_and_not_stored() {
+    let queue = queue(Duration::ZERO);
+    let held = queue.file().expect("a file");
+    std::os::unix::fs::FileExt::write_all_at(&held, &[7; 3000], 0).expect("room");
+    queue
+        .begin_before(segment(3), Some((held, 3000)))
+        .expect("a file");
+    queue.hurry(true);
+    queue.append(&[1; MIB - 1]).expect("room");
+    assert!(queue.is_comparing());
+    assert!(queue.is_empty(), "nothing of it is to be stored");
+    assert_eq!(queue.durable(), Lsn(3 << 20));
+    queue.append(&[1]).expect("room");
+    assert!(!queue.is_empty(), "it is to be compared");
+    queue.append(&[7; 2000]).expect("the same as the pieces");
+    assert_eq!(
+        queue.durable(),
+        Lsn(3 << 20),
+        "no word of what lies behind before"
+    );
+    let job = queue.job();
+    assert!(matches!(&job, Job::Segment { segment, has_pieces: false, .. } if segment.number == 3));
+    queue.done(&job);
+    assert!(!queue.is_comparing());
+    assert_eq!(queue.durable(), Lsn((4 << 20) + 2000));
+    queue.append(&[8; 2000]).expect_err("other than the pieces");
+    queue.append(&[7; 1000]).expect("the same as the pieces");
+    queue.append(&[8; 10]).expect("behind the pieces");
+    let job = queue.job();
+    assert!(matches!(
+        job,
+        Job::Piece {
+            from: 3000,
+            to: 3010,
+            ..
+        }
+    ));
+}
+
+#[test]
+fn pieces_are_known_whoever_goes_on_with_their_segment() {
+    let queue = queue(Duration::ZERO);
+    let held = queue.file().expect("a file");
+    std::os::unix::fs::FileExt::write_all_at(&held, &[7; 3000], 0).expect("room");
+    queue
+        .begin_before(segment(3), Some((held, 3000)))
+        .expect("a file");
+    queue.append(&[1; MIB]).expect("room");
+    let job = queue.job();
+    queue.done(&job);
+    assert_eq!(queue.position(), Some((TimelineId(1), Lsn(4 << 20))));
+    queue.append(&[8]).expect_err("other than the pieces");
+}
+
+#[test]
+fn a_comparison_that_breaks_off_leaves_nothing() {
+    let queue = queue(Duration::ZERO);
+    queue.begin_before(segment(3), None).expect("a file");
+    queue.append(&[1; 1000]).expect("room");
+    queue.end();
+    queue.stop();
+    assert!(matches!(queue.job(), Job::Done));
+    assert_eq!(queue.durable(), Lsn(3 << 20));
+    assert!(!queue.is_comparing());
+}

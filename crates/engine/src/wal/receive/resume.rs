@@ -122,6 +122,24 @@ pub(super) fn left_over(holdings: &Holdings) -> Vec<WalSegmentName> {
     found
 }
 
+/// The WAL segment before the wanted one, where the archive has it as a whole on the same timeline: a server that goes on
+/// with this timeline has the same, or is not the one whose WAL the archive holds.
+pub(super) fn held_before(wanted: WalSegmentName, holdings: &Holdings) -> Option<WalSegmentName> {
+    let number = wanted.number.checked_sub(1)?;
+    let held = holdings.timelines.get(&wanted.timeline)?;
+    held.segments
+        .contains(number)
+        .then_some(WalSegmentName { number, ..wanted })
+}
+
+/// Whether anything of a timeline's WAL is held.
+pub(super) fn has_wal(holdings: &Holdings, timeline: TimelineId) -> bool {
+    holdings
+        .timelines
+        .get(&timeline)
+        .is_some_and(|held| !held.segments.is_empty() || !held.pieces.is_empty())
+}
+
 /// Whether a stream that stands at `lsn` of `timeline` can go on with a server of this history.
 pub(super) fn goes_on(history: &TimelineHistory, timeline: TimelineId, lsn: Lsn) -> bool {
     history.target == timeline
@@ -243,6 +261,49 @@ mod tests {
             missing(3, &holdings([&[3, 4], &[]], &[(80, 84)], None)),
             Some((2, 5))
         );
+    }
+
+    #[test]
+    fn what_is_compared_first() {
+        let before = |target: u32, holdings: &Holdings| {
+            let wanted = first_missing(&history(target), holdings, SIZE).expect("something held");
+            held_before(wanted, holdings).map(|held| (held.timeline.0, held.number))
+        };
+        assert_eq!(
+            before(1, &holdings([&[2, 3, 4], &[]], &[], None)),
+            Some((1, 4))
+        );
+        assert_eq!(
+            before(1, &holdings([&[2, 3], &[]], &[(64, 70)], None)),
+            Some((1, 3)),
+            "pieces of the wanted one are compared behind it"
+        );
+        assert_eq!(
+            before(1, &holdings([&[], &[]], &[(48, 50)], None)),
+            None,
+            "nothing whole"
+        );
+        assert_eq!(
+            before(1, &holdings([&[2], &[]], &[], Some(48..64))),
+            None,
+            "a gap"
+        );
+        assert_eq!(
+            before(2, &holdings([&[3, 4], &[]], &[(80, 84)], None)),
+            None,
+            "of the parent"
+        );
+        assert_eq!(
+            before(2, &holdings([&[3, 4], &[5]], &[], None)),
+            Some((2, 5))
+        );
+        let first = WalSegmentName {
+            timeline: TimelineId(1),
+            number: 0,
+        };
+        assert_eq!(held_before(first, &Holdings::default()), None);
+        let held = holdings([&[3, 4], &[]], &[], None);
+        assert!(has_wal(&held, TimelineId(1)) && !has_wal(&held, TimelineId(2)));
     }
 
     #[test]

@@ -42,8 +42,20 @@ impl Receiver<'_> {
         reached(segment.start_lsn(size))?;
         self.send_histories(server, &holdings)?;
         let expected = self.expected(segment, &holdings)?;
-        queue.begin(segment, expected)?;
-        Ok((segment.timeline, segment.start_lsn(size)))
+        let lacking = self.lacking.take();
+        self.comparing =
+            resume::held_before(segment, &holdings).filter(|held| lacking != Some(*held));
+        let first = match self.comparing {
+            Some(held) => {
+                queue.begin_before(held, expected)?;
+                held
+            }
+            None => {
+                queue.begin(segment, expected)?;
+                segment
+            }
+        };
+        Ok((first.timeline, first.start_lsn(size)))
     }
 
     /// Waits until what was received is stored.

@@ -50,6 +50,8 @@ struct Conversation {
 impl Conversation {
     /// Tells the server what is durable, when there is something to tell or it wants to hear.
     fn keep_up(&mut self, stream: &mut WalStream, queue: &Queue) -> Result<(), PostgresError> {
+        // In this order: what is durable once nothing is compared any more lies behind it.
+        let comparing = queue.is_comparing();
         let durable = queue.durable();
         let received = queue.position().map_or(durable, |(_, lsn)| lsn);
         if durable >= received {
@@ -65,7 +67,8 @@ impl Conversation {
                 durable >= received || now.duration_since(since) >= REPLY_WITHIN
             });
         if due || (silent && !self.asked) {
-            let flushed = if self.is_proven() {
+            // The slot would go back to before a WAL segment that is compared, and the server may let go of that.
+            let flushed = if self.is_proven() && !comparing {
                 durable
             } else {
                 Lsn::INVALID
