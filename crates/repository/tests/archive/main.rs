@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use leeward_pgformat::WalSegmentSize;
-use leeward_repository::catalog::Cluster;
+use leeward_repository::catalog::{Cluster, Repository};
 use leeward_repository::store::local::LocalStore;
 use leeward_repository::store::{self, Key, Secret, Store, StoreOptions, list_all};
 use leeward_repository::url::RepositoryUrl;
@@ -28,6 +28,10 @@ struct Place {
 
 impl Place {
     fn new(store: Arc<dyn Store>) -> Place {
+        // In a directory WAL is stored only where a repository is.
+        if matches!(store.location(), RepositoryUrl::Local(_)) {
+            Repository::open_or_create(Arc::clone(&store)).expect("a repository");
+        }
         let cluster = Cluster::assumed(Arc::clone(&store), "main").expect("a name");
         Place {
             archive: WalArchive::new(&cluster),
@@ -50,7 +54,7 @@ impl Place {
     }
 
     fn keys(&self) -> Vec<String> {
-        list_all(&*self.store, "")
+        list_all(&*self.store, "main")
             .expect("listed")
             .into_iter()
             .map(|object| object.key.to_string())
