@@ -284,6 +284,10 @@ fn hold_against_pg_waldump(walk: &Walk) {
                 .to_owned()
         };
         let begin = lsn(&field("lsn:"));
+        if begin >= walk.scanner.end_of_valid() {
+            // The server wrote on after the walk.
+            break;
+        }
         let (kind, rest) = description.split_once(' ').unwrap_or((description, ""));
         let until_semicolon = rest.split(';').next().unwrap_or(rest);
         match kind {
