@@ -39,7 +39,7 @@ def push_table(rows, store, tools):
 def get_table(rows, store, tools):
     head = ["recovery with WAL from", "wall s", "min-max", "ratio", "to local pg_wal", "segments/s", "CPU s", "others' CPU"]
     lines = []
-    reference, local = of(rows, store, "get", REFERENCE, "wall_s"), of(rows, "local", "get", "local", "wall_s")
+    reference, local = of(rows, store, "get", REFERENCE, "wall_s"), of(rows, store, "get", "local", "wall_s")
     for tool, its in found(rows, store, "get", tools).items():
         wall = middle(its, "wall_s")
         lines.append([tool.title, number(wall), spread(its, "wall_s"), number(wall / reference, 2) if reference else "-",
