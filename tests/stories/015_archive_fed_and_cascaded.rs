@@ -65,7 +65,7 @@ fn check(major: u32) {
         let truth = fingerprint(&reference);
         reference.stop(leeward_tests::server::Stop::Immediate);
         fs::remove_dir_all(reference.data()).expect("could not remove the reference");
-        let mut restored = leeward.restored(id, name, &[]);
+        let mut restored = leeward.restored(id, name, &["--target-immediate"]);
         assert_sound(&story, &mut restored, &backup, &truth);
     }
 }

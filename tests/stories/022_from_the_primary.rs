@@ -34,7 +34,7 @@ fn check(major: u32) {
     );
 
     let truth = fingerprint(&reference::server_at(&story, &pair, &backup.stop_lsn()));
-    let mut restored = leeward.restored(&backup.id(), "restored", &[]);
+    let mut restored = leeward.restored(&backup.id(), "restored", &["--target-immediate"]);
     assert_sound(&story, &mut restored, &backup, &truth);
 }
 
