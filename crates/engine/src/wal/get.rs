@@ -1,19 +1,18 @@
 //! `restore_command`: one WAL file out of the repository. What the prefetcher has brought is taken from the spool;
 //! everything else is fetched here.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use leeward_pgformat::control_file::ControlFile;
 use leeward_pgformat::wal_segment::{
-    WAL_LONG_HEADER_SIZE, WalLongHeader, WalSegmentName, WalSegmentSize,
-    is_backup_history_file_name, is_history_file_name, is_wal_segment_name,
-    parse_history_file_name,
+    WalSegmentName, WalSegmentSize, is_backup_history_file_name, is_history_file_name,
+    is_wal_segment_name,
 };
-use leeward_pgformat::{Lsn, SystemIdentifier, TimelineHistory, WalScanner};
+use leeward_pgformat::{Lsn, SystemIdentifier};
 use leeward_repository::catalog::{Cluster, Repository};
 use leeward_repository::repository_error::RepositoryError;
 use leeward_repository::store::Store;
@@ -23,6 +22,7 @@ use leeward_repository::wal_archive::WalArchive;
 use super::backup_wal::{BackupWal, Cache, file_in_backups, in_backups};
 use super::fetched::{Fetched, Take};
 use super::server::ServerDirectories;
+use super::target::{Target, unwritable};
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::doing;
 
@@ -164,12 +164,14 @@ impl Get<'_> {
         self.verify(&cluster)?;
         // The server would put ours over its own file, which may hold WAL that nobody else has: what a standby received
         // and confirmed last, before its primary died.
-        let beginning = beginning.filter(|(_, end)| self.servers_end(segment, size) < *end);
+        let own_end = self.server.end_of(segment, size, self.owner());
+        let beginning =
+            beginning.filter(|(_, end)| own_end.unwrap_or(segment.start_lsn(size)) < *end);
         if beginning
             .as_ref()
             .is_none_or(|(_, end)| *end < segment.end_lsn(size))
         {
-            self.refuse_a_hole(&archive, segment, size, beginning.is_some())?;
+            self.refuse_a_hole(&archive, segment, size, own_end, beginning.is_some())?;
         }
         let Some((target, _)) = beginning else {
             return Ok(GetOutcome::Absent);
@@ -197,6 +199,11 @@ impl Get<'_> {
         }
     }
 
+    fn target(&self) -> Result<Target> {
+        let Self { spool, options, .. } = self;
+        Target::create(spool.as_ref(), &options.name, &options.path)
+    }
+
     /// The whole segment, from the archive.
     fn whole(
         &self,
@@ -204,7 +211,7 @@ impl Get<'_> {
         segment: WalSegmentName,
         size: WalSegmentSize,
     ) -> Result<bool> {
-        let mut target = Target::create(self)?;
+        let mut target = self.target()?;
         let info = archive
             .read_segment(segment, size, &mut target.file)
             .map_err(|e| self.failed(e))?;
@@ -223,7 +230,7 @@ impl Get<'_> {
         segment: WalSegmentName,
         size: WalSegmentSize,
     ) -> Result<Option<(Target, Lsn)>> {
-        let mut pieces = Target::create(self)?;
+        let mut pieces = self.target()?;
         let pieces_end = archive
             .read_pieces(segment, size, &mut pieces.file)
             .map_err(|e| self.failed(e))?;
@@ -255,7 +262,7 @@ impl Get<'_> {
     }
 
     fn bring_from_backup(&self, cluster: &Cluster, found: &BackupWal) -> Result<Target> {
-        let mut target = Target::create(self)?;
+        let mut target = self.target()?;
         let owner = found
             .read(cluster, &mut target.file)
             .map_err(|e| self.failed(e))?;
@@ -263,16 +270,19 @@ impl Get<'_> {
         Ok(target)
     }
 
+    /// Whose WAL the server needs; `None` where no server tells.
+    fn owner(&self) -> Option<SystemIdentifier> {
+        Some(self.control.as_ref()?.system_identifier)
+    }
+
     fn check_owner(&self, found: SystemIdentifier) -> Result<()> {
-        match &self.control {
-            Some(control) if control.system_identifier != found => {
-                Err(RepositoryError::ClusterMismatch {
-                    cluster: self.options.cluster.clone(),
-                    recorded: found,
-                    found: control.system_identifier,
-                }
-                .into())
+        match self.owner() {
+            Some(owner) if owner != found => Err(RepositoryError::ClusterMismatch {
+                cluster: self.options.cluster.clone(),
+                recorded: found,
+                found: owner,
             }
+            .into()),
             _ => Ok(()),
         }
     }
@@ -297,21 +307,22 @@ impl Get<'_> {
     }
 
     /// Where the archive holds later WAL of the same timeline, this is not the end but a hole. A standby may still get
-    /// the WAL from its primary; a server that has the segment itself needs no archive. `in_part` when the segment's beginning
-    /// was found: with a recovery target, it may lie there, and if not, the server itself refuses to end before it
-    /// (`StartupXLOG`, xlog.c: "recovery ended before configured recovery target was reached").
+    /// the WAL from its primary; a server that has the segment itself needs no archive: `own_end` is where what it has of it
+    /// ends. `in_part` when the segment's beginning was found: with a recovery target, it may lie there, and if not, the server
+    /// itself refuses to end before it (`StartupXLOG`, xlog.c: "recovery ended before configured recovery target was reached").
     fn refuse_a_hole(
         &self,
         archive: &WalArchive,
         segment: WalSegmentName,
         size: WalSegmentSize,
+        own_end: Option<Lsn>,
         in_part: bool,
     ) -> Result<()> {
         let name = &self.options.name;
         if self.options.hole_is_known
             || self.is_standby()
-            || ((in_part || self.server_has(segment)) && self.server.has_recovery_target())
-            || self.servers_end(segment, size) >= segment.end_lsn(size)
+            || ((in_part || own_end.is_some()) && self.server.has_recovery_target())
+            || own_end.is_some_and(|end| end >= segment.end_lsn(size))
         {
             return Ok(());
         }
@@ -331,15 +342,7 @@ impl Get<'_> {
         let holdings = archive
             .timeline_holdings(segment.timeline, size)
             .map_err(|e| self.failed(e))?;
-        let after = segment.number + 1;
-        let segments = holdings.segments.runs().find(|run| run.end > after);
-        let segments = segments.map(|run| run.start.max(after));
-        let pieces = holdings
-            .pieces
-            .range(after..)
-            .next()
-            .map(|(number, _)| *number);
-        let next = match [segments, pieces].into_iter().flatten().min() {
+        let next = match holdings.first_from(segment.number + 1) {
             Some(number) => Some(WalSegmentName { number, ..segment }),
             None => self.after_the_timeline(archive, segment, size)?,
         };
@@ -373,11 +376,8 @@ impl Get<'_> {
                 }
             }
         };
-        let mut target = Target::create(self)?;
-        target
-            .file
-            .write_all(&content)
-            .map_err(|e| unwritable(&target.path, e))?;
+        let mut target = self.target()?;
+        target.write(&content)?;
         self.place(target)?;
         Ok(GetOutcome::Found)
     }
@@ -402,16 +402,7 @@ impl Get<'_> {
         segment: WalSegmentName,
         size: WalSegmentSize,
     ) -> Result<Option<WalSegmentName>> {
-        let names = fs::read_dir(&self.server.wal)
-            .into_iter()
-            .flatten()
-            .flatten();
-        let histories = names.filter_map(|entry| {
-            let timeline = parse_history_file_name(entry.file_name().to_str()?)?;
-            TimelineHistory::parse(fs::read(entry.path()).ok()?, timeline).ok()
-        });
-        let newest = histories.max_by_key(|history| history.target);
-        let Some(history) = newest else {
+        let Some(history) = self.server.newest_history() else {
             return Ok(None);
         };
         let needed = history
@@ -427,55 +418,12 @@ impl Get<'_> {
             let held = archive
                 .timeline_holdings(range.timeline, size)
                 .map_err(|e| self.failed(e))?;
-            let whole = held.segments.runs().next().map(|run| run.start);
-            let piece = held.pieces.keys().next().copied();
-            if let Some(number) = [whole, piece].into_iter().flatten().min() {
+            if let Some(number) = held.first_from(0) {
                 let timeline = range.timeline;
                 return Ok(Some(WalSegmentName { timeline, number }));
             }
         }
         Ok(None)
-    }
-
-    /// Where the WAL ends that the server has of the segment itself; its beginning where it has none.
-    fn servers_end(&self, segment: WalSegmentName, size: WalSegmentSize) -> Lsn {
-        let begin = segment.start_lsn(size);
-        let mut scanner = WalScanner::new(begin, size);
-        if !self.server_has(segment) {
-            return begin;
-        }
-        let Ok(mut file) = File::open(self.server.wal.join(&self.options.name)) else {
-            return begin;
-        };
-        let mut bytes = vec![0; 256 << 10];
-        while let Ok(length @ 1..) = file.read(&mut bytes) {
-            // Behind damage recovery does not go on either.
-            if scanner.feed(&bytes[..length], &mut |_| {}).is_err() || scanner.reached_end() {
-                break;
-            }
-        }
-        // A record that leads into the next segment is this one's last, and nothing is read behind a switch.
-        let whole = scanner.position() >= segment.end_lsn(size) && !scanner.reached_end();
-        if whole || scanner.switched_at().is_some() {
-            segment.end_lsn(size)
-        } else {
-            scanner.end_of_valid()
-        }
-    }
-
-    /// Whether the server has something of the segment itself, and not just a file for WAL to come under that name.
-    fn server_has(&self, segment: WalSegmentName) -> bool {
-        let mut bytes = [0; WAL_LONG_HEADER_SIZE];
-        let read = File::open(self.server.wal.join(&self.options.name))
-            .and_then(|mut file| file.read_exact(&mut bytes));
-        let header = read.ok().and_then(|()| WalLongHeader::parse(&bytes).ok());
-        header.is_some_and(|header| {
-            let owner = match &self.control {
-                Some(control) => control.system_identifier,
-                None => header.system_identifier,
-            };
-            header.check(segment, owner).is_ok()
-        })
     }
 
     fn failed(&self, e: RepositoryError) -> Error {
@@ -517,69 +465,4 @@ fn verify(cluster: &Cluster, control: Option<&ControlFile>) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// A file on its way to where it is wanted: it appears there whole.
-struct Target {
-    path: PathBuf,
-    file: File,
-    wanted: PathBuf,
-}
-
-impl Target {
-    fn create(get: &Get<'_>) -> Result<Self> {
-        if let Some(spool) = &get.spool
-            && let Ok((path, file)) = spool
-                .make()
-                .and_then(|()| spool.own_file(&get.options.name))
-        {
-            return Ok(Self {
-                path,
-                file,
-                wanted: get.options.path.clone(),
-            });
-        }
-        Self::beside(&get.options.path)
-    }
-
-    fn beside(wanted: &Path) -> Result<Self> {
-        let mut path = wanted.as_os_str().to_owned();
-        path.push(format!(
-            ".leeward-{}-{}",
-            std::process::id(),
-            super::fetched::next()
-        ));
-        let path = PathBuf::from(path);
-        let file = super::fetched::create(&path).map_err(|e| unwritable(&path, e))?;
-        Ok(Self {
-            path,
-            file,
-            wanted: wanted.to_owned(),
-        })
-    }
-
-    /// `missing` of its `size` bytes are to be zeros.
-    fn pad(&mut self, size: u64, missing: u64) -> Result<()> {
-        // Written, not left as a hole: the server uses the file again for WAL to come, and counts on its space.
-        let zeros = io::repeat(0).take(missing);
-        let padded = self
-            .file
-            .seek(SeekFrom::Start(size - missing))
-            .and_then(|_| io::copy(&mut { zeros }, &mut self.file));
-        padded.map(drop).map_err(|e| unwritable(&self.path, e))
-    }
-
-    fn place(self) -> Result<()> {
-        super::fetched::hand_over(&self.path, &self.wanted).map_err(|e| unwritable(&self.wanted, e))
-    }
-}
-
-impl Drop for Target {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
-    }
-}
-
-fn unwritable(path: &Path, e: io::Error) -> Error {
-    Error::failed(format!("could not write \"{}\"", path.display())).because(e)
 }

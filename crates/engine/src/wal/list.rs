@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use leeward_pgformat::{Lsn, TimelineId, TimestampTz, WalSegmentName, WalSegmentSize};
 use leeward_repository::backup_id::BackupId;
 use leeward_repository::store::Store;
-use leeward_repository::wal_archive::{Gap, Segments, TimelineHoldings, WalArchive};
+use leeward_repository::wal_archive::{Gap, TimelineHoldings, WalArchive};
 
 use super::coverage::{Coverage, segment_size_of};
 use super::path::Path;
@@ -124,7 +124,9 @@ pub fn list(store: &Arc<dyn Store>, cluster: Option<&str>) -> Result<WalList> {
     let lost = lost_at_switches(&coverage);
     let mut shown = coverage.archive.timelines.clone();
     for id in lost.keys() {
-        shown.entry(*id).or_insert_with(|| nothing_of(*id));
+        shown
+            .entry(*id)
+            .or_insert_with(|| TimelineHoldings::empty(*id));
     }
     let timelines = shown
         .values()
@@ -246,17 +248,6 @@ fn timeline(
         plain_bytes,
         stored_bytes: held.segments.iter().map(|(_, length)| length).sum(),
     })
-}
-
-fn nothing_of(timeline: TimelineId) -> TimelineHoldings {
-    TimelineHoldings {
-        timeline,
-        segments: Segments::default(),
-        pieces: BTreeMap::new(),
-        history: false,
-        backup_files: Vec::new(),
-        gaps: Vec::new(),
-    }
 }
 
 /// What is missing where one timeline was left for another: of the old one up to there, of the new one from there on.
@@ -435,8 +426,7 @@ mod tests {
         let size = WalSegmentSize::DEFAULT;
         let at = |number: u64, mib: u64| Lsn(number * size.bytes() + mib * MIB);
         let held = TimelineHoldings {
-            timeline: TimelineId(1),
-            segments: [(3, 1), (4, 1), (7, 1)].into_iter().collect::<Segments>(),
+            segments: [(3, 1), (4, 1), (7, 1)].into_iter().collect(),
             pieces: BTreeMap::from([
                 (4, vec![at(4, 0)..at(4, 1)]),
                 (
@@ -445,9 +435,7 @@ mod tests {
                 ),
                 (9, vec![at(9, 4)..at(9, 5)]),
             ]),
-            history: false,
-            backup_files: Vec::new(),
-            gaps: Vec::new(),
+            ..TimelineHoldings::empty(TimelineId(1))
         };
         let name = |number: u64| format!("{:08X}{:08X}{number:08X}", 1, 0);
         assert_eq!(

@@ -11,6 +11,7 @@ mod push;
 pub mod receive;
 mod server;
 mod spool;
+mod target;
 
 pub use get::{GetMeans, GetOptions, GetOutcome, PrefetchCall, get};
 pub use prefetch::{PrefetchOptions, prefetch};

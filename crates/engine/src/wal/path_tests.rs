@@ -1,5 +1,5 @@
 use leeward_pgformat::timeline::TimelineHistoryEntry;
-use leeward_repository::wal_archive::{Holdings, Segments};
+use leeward_repository::wal_archive::Holdings;
 
 use super::*;
 
@@ -38,15 +38,10 @@ pub(crate) fn coverage(world: &World, size: WalSegmentSize) -> Coverage {
         archive.timelines.insert(
             timeline,
             TimelineHoldings {
-                timeline,
-                segments: whole
-                    .iter()
-                    .map(|number| (*number, 1000))
-                    .collect::<Segments>(),
+                segments: whole.iter().map(|number| (*number, 1000)).collect(),
                 pieces: held,
                 history: true,
-                backup_files: Vec::new(),
-                gaps: Vec::new(),
+                ..TimelineHoldings::empty(timeline)
             },
         );
     }

@@ -2,11 +2,15 @@
 //! the data directory and name files relative to it.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use leeward_pgformat::TimelineId;
 use leeward_pgformat::control_file::ControlFile;
+use leeward_pgformat::wal_segment::{
+    WAL_LONG_HEADER_SIZE, WalLongHeader, WalSegmentName, WalSegmentSize, parse_history_file_name,
+};
+use leeward_pgformat::{Lsn, SystemIdentifier, TimelineHistory, TimelineId, WalScanner};
 use leeward_postgres::configuration_syntax;
 use leeward_postgres::data_directory::DataDirectory;
 
@@ -72,6 +76,49 @@ impl ServerDirectories {
         targets.values().any(|value| !value.is_empty())
     }
 
+    /// Where the WAL ends that the server has of a segment itself; `None` where it has nothing of it, or just a file for WAL
+    /// to come under that name. `owner` is whose WAL it must be, where that is known.
+    pub(super) fn end_of(
+        &self,
+        segment: WalSegmentName,
+        size: WalSegmentSize,
+        owner: Option<SystemIdentifier>,
+    ) -> Option<Lsn> {
+        let mut file = File::open(self.wal.join(segment.name(size))).ok()?;
+        let mut head = [0; WAL_LONG_HEADER_SIZE];
+        file.read_exact(&mut head).ok()?;
+        let header = WalLongHeader::parse(&head).ok()?;
+        let owner = owner.unwrap_or(header.system_identifier);
+        header.check(segment, owner).ok()?;
+
+        let mut scanner = WalScanner::new(segment.start_lsn(size), size);
+        let mut wal = head.chain(file);
+        let mut bytes = vec![0; 256 << 10];
+        while let Ok(length @ 1..) = wal.read(&mut bytes) {
+            // Behind damage recovery does not go on either.
+            if scanner.feed(&bytes[..length], &mut |_| {}).is_err() || scanner.reached_end() {
+                break;
+            }
+        }
+        // A record that leads into the next segment is this one's last, and nothing is read behind a switch.
+        let whole = scanner.position() >= segment.end_lsn(size) && !scanner.reached_end();
+        Some(if whole || scanner.switched_at().is_some() {
+            segment.end_lsn(size)
+        } else {
+            scanner.end_of_valid()
+        })
+    }
+
+    /// The newest timeline's history file in `pg_wal`.
+    pub(super) fn newest_history(&self) -> Option<TimelineHistory> {
+        let names = fs::read_dir(&self.wal).into_iter().flatten().flatten();
+        let histories = names.filter_map(|entry| {
+            let timeline = parse_history_file_name(entry.file_name().to_str()?)?;
+            TimelineHistory::parse(fs::read(entry.path()).ok()?, timeline).ok()
+        });
+        histories.max_by_key(|history| history.target)
+    }
+
     /// The directory in which the server notes what it wants archived, if there is one beside the file.
     pub(super) fn archive_status(&self) -> PathBuf {
         self.wal.join("archive_status")
@@ -120,6 +167,29 @@ mod tests {
             "recovery_target_time = ''\nrecovery_target_lsn = '0/3000000'\n",
         );
         assert!(server.has_recovery_target());
+    }
+
+    #[test]
+    fn the_newest_history_is_the_highest_timelines() {
+        let wal = tempfile::tempdir().expect("a directory");
+        let server = ServerDirectories::around(&wal.path().join("RECOVERYHISTORY"));
+        assert_eq!(server.newest_history(), None);
+        for (name, text) in [
+            (
+                "00000003.history",
+                "2\t0/5000000\tno recovery target specified\n",
+            ),
+            (
+                "00000002.history",
+                "1\t0/3000000\tno recovery target specified\n",
+            ),
+            ("00000004.history", "no history"),
+            ("00000005.history.ready", ""),
+        ] {
+            fs::write(wal.path().join(name), text).expect("written");
+        }
+        let newest = server.newest_history().expect("there are two");
+        assert_eq!(newest.target, TimelineId(3));
     }
 
     #[test]

@@ -172,6 +172,15 @@ impl TimelineHoldings {
         }
     }
 
+    /// The lowest number from `number` on of a WAL segment that is held, whole or in pieces.
+    #[must_use]
+    pub fn first_from(&self, number: u64) -> Option<u64> {
+        let run = self.segments.runs().find(|run| run.end > number);
+        let whole = run.map(|run| run.start.max(number));
+        let in_pieces = self.pieces.range(number..).next().map(|(held, _)| *held);
+        whole.into_iter().chain(in_pieces).min()
+    }
+
     /// How far whole segments and pieces reach from `from` on without a hole; `from` itself when the byte there is not
     /// held.
     #[must_use]
@@ -327,6 +336,30 @@ mod tests {
         let none = Segments::default();
         assert!(none.is_empty() && none.first().is_none() && none.last().is_none());
         assert_eq!(none.run_end(3), 3);
+    }
+
+    #[test]
+    fn the_first_that_is_held_is_whole_or_in_pieces() {
+        let mut held = TimelineHoldings::empty(TimelineId(1));
+        assert_eq!(held.first_from(0), None);
+        held.segments = segments([5, 6, 9]);
+        for number in [2, 7, 9, 11] {
+            held.pieces.insert(number, Vec::new());
+        }
+        for (number, first) in [
+            (0, Some(2)),
+            (2, Some(2)),
+            (3, Some(5)),
+            (6, Some(6)),
+            (7, Some(7)),
+            (8, Some(9)),
+            (10, Some(11)),
+            (12, None),
+        ] {
+            assert_eq!(held.first_from(number), first, "from {number}");
+        }
+        held.pieces.clear();
+        assert_eq!((held.first_from(7), held.first_from(10)), (Some(9), None));
     }
 
     #[test]

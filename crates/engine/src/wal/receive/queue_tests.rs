@@ -1,5 +1,7 @@
 //! What is durable, what is stored next, and when.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
 use leeward_pgformat::{Lsn, TimelineId, WalSegmentName, WalSegmentSize};
@@ -22,6 +24,13 @@ fn segment(number: u64) -> WalSegmentName {
         timeline: TimelineId(1),
         number,
     }
+}
+
+/// The file of a segment whose first 3000 bytes are held in pieces: all of them 7.
+fn held(queue: &Queue) -> (File, u64) {
+    let file = queue.file().expect("a file");
+    file.write_all_at(&[7; 3000], 0).expect("room");
+    (file, 3000)
 }
 
 #[test]
@@ -125,9 +134,7 @@ fn what_comes_again_must_be_the_same() {
         (Some(3000), true),
     ] {
         let queue = queue(Duration::ZERO);
-        let held = queue.file().expect("a file");
-        std::os::unix::fs::FileExt::write_all_at(&held, &[7; 3000], 0).expect("room");
-        queue.begin(segment(3), Some((held, 3000))).expect("a file");
+        queue.begin(segment(3), Some(held(&queue))).expect("a file");
         let mut bytes = vec![7; 4000];
         if let Some(at) = different {
             bytes[at] = 8;
@@ -152,10 +159,8 @@ fn what_comes_again_must_be_the_same() {
 #[test]
 fn what_is_held_whole_is_compared_and_not_stored() {
     let queue = queue(Duration::ZERO);
-    let held = queue.file().expect("a file");
-    std::os::unix::fs::FileExt::write_all_at(&held, &[7; 3000], 0).expect("room");
     queue
-        .begin_before(segment(3), Some((held, 3000)))
+        .begin_before(segment(3), Some(held(&queue)))
         .expect("a file");
     queue.hurry(true);
     queue.append(&[1; MIB - 1]).expect("room");
@@ -192,10 +197,8 @@ fn what_is_held_whole_is_compared_and_not_stored() {
 #[test]
 fn pieces_are_known_whoever_goes_on_with_their_segment() {
     let queue = queue(Duration::ZERO);
-    let held = queue.file().expect("a file");
-    std::os::unix::fs::FileExt::write_all_at(&held, &[7; 3000], 0).expect("room");
     queue
-        .begin_before(segment(3), Some((held, 3000)))
+        .begin_before(segment(3), Some(held(&queue)))
         .expect("a file");
     queue.append(&[1; MIB]).expect("room");
     let job = queue.job();

@@ -169,12 +169,8 @@ mod tests {
         for (timeline, numbers) in (1..).map(TimelineId).zip(whole) {
             let segments = numbers.iter().map(|number| (*number, 1)).collect();
             let mut held = TimelineHoldings {
-                timeline,
                 segments,
-                pieces: Default::default(),
-                history: false,
-                backup_files: Vec::new(),
-                gaps: Vec::new(),
+                ..TimelineHoldings::empty(timeline)
             };
             if timeline.0 == 1 {
                 for (begin, end) in pieces {

@@ -115,18 +115,10 @@ impl Receiver<'_> {
             self.missing = None;
             // The archive's own word for it is not read again.
             for gap in lost {
-                let held =
-                    holdings
-                        .timelines
-                        .entry(gap.timeline)
-                        .or_insert_with(|| TimelineHoldings {
-                            timeline: gap.timeline,
-                            segments: Default::default(),
-                            pieces: Default::default(),
-                            history: false,
-                            backup_files: Vec::new(),
-                            gaps: Vec::new(),
-                        });
+                let held = holdings
+                    .timelines
+                    .entry(gap.timeline)
+                    .or_insert_with(|| TimelineHoldings::empty(gap.timeline));
                 held.gaps.push(gap.begin..gap.end);
             }
         }
