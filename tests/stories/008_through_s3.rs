@@ -25,10 +25,7 @@ fn check(major: u32) {
         );
     });
     let s3 = S3Server::start();
-    let mut leeward = Leeward::at(&story, &s3.repository("stories"));
-    for (name, value) in s3.environment() {
-        leeward = leeward.env(name, &value);
-    }
+    let leeward = Leeward::over(&story, &s3.repository("stories"), &s3.endpoint());
     let load = Load::start(&story, &pair.primary);
     let backup = leeward.back_up(&pair.standby, &[]);
     load.stop();

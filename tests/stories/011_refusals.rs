@@ -237,17 +237,9 @@ fn check(major: u32) {
 fn check_bucket(major: u32) {
     let story = Story::begin(major);
     let s3 = S3Server::start();
-    let mut missing = Leeward::at(&story, "s3://no-such-bucket/prefix");
-    let mut forbidden = Leeward::at(&story, &s3.repository("refusals"));
-    for (name, value) in s3.environment() {
-        let wrong = if name == "AWS_SECRET_ACCESS_KEY" {
-            "wrong-secret-key"
-        } else {
-            &value
-        };
-        missing = missing.env(name, &value);
-        forbidden = forbidden.env(name, wrong);
-    }
+    let missing = Leeward::over(&story, "s3://no-such-bucket/prefix", &s3.endpoint());
+    let forbidden = Leeward::over(&story, &s3.repository("refusals"), &s3.endpoint())
+        .env("AWS_SECRET_ACCESS_KEY", "wrong-secret-key");
     let outcome = missing.run(&["list"]);
     assert!(
         matches!(outcome.code(), Some(exit::FAILED | exit::USAGE)),

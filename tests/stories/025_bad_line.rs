@@ -7,7 +7,7 @@ use leeward_tests::faults::{Fault, FaultProxy};
 use leeward_tests::judgement::assert_sound;
 use leeward_tests::leeward::Leeward;
 use leeward_tests::pair::Pair;
-use leeward_tests::s3::{S3Server, environment};
+use leeward_tests::s3::S3Server;
 use leeward_tests::server::Initdb;
 use leeward_tests::story::Story;
 
@@ -22,10 +22,7 @@ fn check(major: u32) {
     let truth = fingerprint(&pair.standby);
     let s3 = S3Server::start();
     let line = FaultProxy::start(s3.address());
-    let mut leeward = Leeward::at(&story, &s3.repository("bad-line"));
-    for (name, value) in environment(&line.endpoint()) {
-        leeward = leeward.env(name, &value);
-    }
+    let leeward = Leeward::over(&story, &s3.repository("bad-line"), &line.endpoint());
     line.set_random(25, 20, FAULTS);
     let backup = leeward.back_up(&pair.standby, &["--compression", "none"]);
     let restored = leeward.restored("latest", "restored", &[]);

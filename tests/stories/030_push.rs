@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use leeward_tests::damage::{files_under, flip_bit};
 use leeward_tests::deadline::{PATIENCE, wait_until};
-use leeward_tests::leeward::{Leeward, Outcome, exit};
+use leeward_tests::leeward::{Leeward, exit};
 use leeward_tests::load::Load;
 use leeward_tests::pair::Pair;
 use leeward_tests::s3::S3Server;
@@ -20,16 +20,6 @@ fn archive_command(story: &Story, leeward: &Leeward<'_>) -> String {
         story.program().display(),
         leeward.repository()
     )
-}
-
-/// `leeward wal push` as the server calls it.
-fn push(leeward: &Leeward<'_>, server: &Server, name: &str, extra: &[&str]) -> Outcome {
-    let path = format!("pg_wal/{name}");
-    let mut args = vec!["wal", "push", &path];
-    args.extend(extra);
-    let mut command = leeward.command(&args);
-    command.current_dir(server.data());
-    leeward.spawn_command(command).wait()
 }
 
 /// Names of the objects in the archive's folder of a timeline, without `.zst`; pieces as `segment/range`.
@@ -53,14 +43,6 @@ fn wal_file(server: &Server, name: &str) -> PathBuf {
 
 fn spool(server: &Server) -> PathBuf {
     server.data().join("pg_wal/leeward")
-}
-
-/// Ends the current WAL segment and returns its name.
-fn switch(server: &Server) -> String {
-    let name = server.sql("SELECT pg_walfile_name(pg_current_wal_lsn())");
-    server
-        .sql("CREATE TABLE IF NOT EXISTS switched (); DROP TABLE switched; SELECT pg_switch_wal()");
-    name
 }
 
 fn wait_archived(server: &Server, name: &str) {
@@ -101,10 +83,10 @@ fn two_senders(major: u32) {
     let load = Load::start(&story, &pair.primary);
     let mut names = Vec::new();
     for _ in 0..6 {
-        names.push(switch(&pair.primary));
+        names.push(pair.primary.switch_wal());
     }
     load.stop();
-    names.push(switch(&pair.primary));
+    names.push(pair.primary.switch_wal());
     let last = names.last().expect("some").clone();
     wait_archived(&pair.primary, &last);
     pair.standby.wait_for(&pair.primary);
@@ -131,7 +113,7 @@ fn two_senders(major: u32) {
     if major >= 15 {
         pair.primary
             .sql("SELECT pg_backup_start('x', true); SELECT pg_backup_stop(false)");
-        let name = switch(&pair.primary);
+        let name = pair.primary.switch_wal();
         wait_archived(&pair.primary, &name);
         wait_until("a backup history file is archived", PATIENCE, || {
             archived(&story, 1)
@@ -142,7 +124,7 @@ fn two_senders(major: u32) {
 
     pair.stop_primary();
     pair.standby.promote();
-    let name = switch(&pair.standby);
+    let name = pair.standby.switch_wal();
     wait_archived(&pair.standby, &name);
     let new = archived(&story, 2);
     assert!(new.contains(&"00000002.history".to_owned()), "{new:?}");
@@ -180,16 +162,21 @@ fn behind(major: u32) {
     }
     // One call by hand: 64 files, in order, and marks for them.
     let waiting = ready(&server);
-    let outcome = push(&leeward, &server, &waiting[0], &["--verbose"]).expect(exit::DONE);
+    let outcome = leeward
+        .push(&server, &waiting[0], &["--verbose"])
+        .expect(exit::DONE);
     assert!(outcome.stderr.contains("64 files stored"), "{outcome}");
     assert_eq!(archived(&story, 1), waiting[..64]);
     // The next one has nothing to do, so much so that it needs no repository.
     fs::rename(story.path("repository"), story.path("away")).expect("moved away");
-    let outcome = push(&leeward, &server, &waiting[1], &["--verbose"]).expect(exit::DONE);
+    let outcome = leeward
+        .push(&server, &waiting[1], &["--verbose"])
+        .expect(exit::DONE);
     assert!(outcome.stderr.contains("0 files stored"), "{outcome}");
     // Where there is something to do, a repository that has vanished is not begun anew: it may lie on a file system that
     // is not mounted.
-    push(&leeward, &server, &waiting[64], &[])
+    leeward
+        .push(&server, &waiting[64], &[])
         .expect(exit::FAILED)
         .expect_words(&["no repository"]);
     assert!(!story.path("repository").exists());
@@ -198,7 +185,9 @@ fn behind(major: u32) {
     let path = wal_file(&server, &waiting[1]);
     let bytes = fs::read(&path).expect("it is there");
     fs::write(&path, bytes).expect("written");
-    let outcome = push(&leeward, &server, &waiting[1], &["--verbose"]).expect(exit::DONE);
+    let outcome = leeward
+        .push(&server, &waiting[1], &["--verbose"])
+        .expect(exit::DONE);
     assert!(
         outcome.stderr.contains("1 of them were there already"),
         "{outcome}"
@@ -209,7 +198,7 @@ fn behind(major: u32) {
         archive_command(&story, &leeward)
     ));
     server.sql("SELECT pg_reload_conf()");
-    let last = switch(&server);
+    let last = server.switch_wal();
     wait_archived(&server, &last);
     let held = archived(&story, 1);
     for name in &waiting {
@@ -269,10 +258,12 @@ fn refused(major: u32) {
         }
     };
     alone(&server);
-    push(&leeward, &server, &names[0], &[]).expect(exit::DONE);
-    push(&leeward, &server, &names[0], &[]).expect(exit::DONE);
+    leeward.push(&server, &names[0], &[]).expect(exit::DONE);
+    leeward.push(&server, &names[0], &[]).expect(exit::DONE);
     fs::remove_dir_all(spool(&server)).expect("the spool is only a memory");
-    let again = push(&leeward, &server, &names[0], &["--verbose"]).expect(exit::DONE);
+    let again = leeward
+        .push(&server, &names[0], &["--verbose"])
+        .expect(exit::DONE);
     assert!(
         again.stderr.contains("1 of them were there already"),
         "{again}"
@@ -291,32 +282,35 @@ fn refused(major: u32) {
     let copy = |name: &str| fs::read(wal_file(&server, name)).expect("it is there");
     let sound = copy(&names[1]);
     flip_bit(&wal_file(&server, &names[1]), 8192 * 3 + 2000, 3);
-    push(&leeward, &server, &names[1], &[])
+    leeward
+        .push(&server, &names[1], &[])
         .expect(exit::DAMAGED)
         .expect_words(&[&names[1], "damaged at LSN"]);
     // Too short, too long, empty, nothing at all.
     for length in [sound.len() - 1, 8192 * 4, 20, 0] {
         fs::write(wal_file(&server, &names[1]), &sound[..length]).expect("written");
-        let outcome = push(&leeward, &server, &names[1], &[]);
+        let outcome = leeward.push(&server, &names[1], &[]);
         assert!(matches!(outcome.code(), Some(3 | 4)), "{outcome}");
         outcome.expect_words(&[&names[1]]);
     }
     fs::write(wal_file(&server, &names[1]), vec![0; sound.len()]).expect("written");
-    push(&leeward, &server, &names[1], &[])
+    leeward
+        .push(&server, &names[1], &[])
         .expect(exit::DAMAGED)
         .expect_words(&["all zeros"]);
     fs::remove_file(wal_file(&server, &names[1])).expect("removed");
-    push(&leeward, &server, &names[1], &[])
+    leeward
+        .push(&server, &names[1], &[])
         .expect(exit::FAILED)
         .expect_words(&[&names[1], "No such file"]);
     // Another segment under this name.
     fs::write(wal_file(&server, &names[1]), copy(&names[2])).expect("written");
-    let outcome = push(&leeward, &server, &names[1], &[]);
+    let outcome = leeward.push(&server, &names[1], &[]);
     assert!(matches!(outcome.code(), Some(3 | 4)), "{outcome}");
     outcome.expect_words(&[&names[1], "its name says"]);
     // Names that are no WAL file's.
     for name in ["nonsense", "RECOVERYXLOG", "../global/pg_control"] {
-        push(&leeward, &server, name, &[]).expect(exit::USAGE);
+        leeward.push(&server, name, &[]).expect(exit::USAGE);
     }
     fs::write(wal_file(&server, &names[1]), &sound).expect("written");
 
@@ -325,16 +319,20 @@ fn refused(major: u32) {
     other.stop(Stop::Fast);
     let foreign = ready(&other)[0].clone();
     alone(&other);
-    push(&leeward, &other, &foreign, &[])
+    leeward
+        .push(&other, &foreign, &[])
         .expect(exit::REFUSED)
         .expect_words(&["system identifier", "--cluster"]);
     fs::copy(wal_file(&other, &foreign), wal_file(&server, &names[3])).expect("copied");
-    push(&leeward, &server, &names[3], &[])
+    leeward
+        .push(&server, &names[3], &[])
         .expect(exit::REFUSED)
         .expect_words(&["system identifier", &names[3]]);
     assert_eq!(objects(), before, "something changed in the repository");
     // Under a name of its own it is welcome.
-    push(&leeward, &other, &foreign, &["--cluster", "other"]).expect(exit::DONE);
+    leeward
+        .push(&other, &foreign, &["--cluster", "other"])
+        .expect(exit::DONE);
 
     // The twin goes on by itself from the same point: same names, other WAL. Whoever comes second is told.
     let mut twin = twin;
@@ -343,16 +341,17 @@ fn refused(major: u32) {
     server.start();
     twin.sql("CREATE TABLE twin AS SELECT 'twin' FROM generate_series(1, 30000)");
     server.sql("CREATE TABLE other AS SELECT 'none' FROM generate_series(1, 30000)");
-    let theirs = switch(&twin);
-    let ours = switch(&server);
+    let theirs = twin.switch_wal();
+    let ours = server.switch_wal();
     let name = theirs.min(ours);
     for server in [&mut server, &mut twin] {
         server.stop(Stop::Fast);
         alone(server);
     }
-    push(&leeward, &server, &name, &[]).expect(exit::DONE);
+    leeward.push(&server, &name, &[]).expect(exit::DONE);
     let before = objects();
-    push(&leeward, &twin, &name, &[])
+    leeward
+        .push(&twin, &name, &[])
         .expect(exit::REFUSED)
         .expect_words(&[&name, "blake3:", "differ"]);
     assert_eq!(objects(), before, "something changed in the repository");
@@ -377,7 +376,7 @@ fn hindered(major: u32) {
     assert!(!ready(&server).is_empty());
     fs::remove_file(story.path("repository")).expect("removed");
     // Back.
-    let last = switch(&server);
+    let last = server.switch_wal();
     wait_archived(&server, &last);
 
     // The spool cannot be written: said, and no more than that.
@@ -385,7 +384,7 @@ fn hindered(major: u32) {
     fs::remove_dir_all(spool(&server)).expect("it is there");
     fs::write(spool(&server), "in the way").expect("written");
     server.start();
-    let last = switch(&server);
+    let last = server.switch_wal();
     wait_archived(&server, &last);
     wait_until("the server's log tells of it", PATIENCE, || {
         server.log().contains("could not be noted in")
@@ -396,19 +395,20 @@ fn hindered(major: u32) {
 
     // A damaged file among those that are ready: it is named, and what lies behind it waits for its own calls.
     while ready(&server).len() < 4 {
-        switch(&server);
+        server.switch_wal();
     }
     server.stop(Stop::Fast);
     let names = ready(&server);
     flip_bit(&wal_file(&server, &names[1]), 8192 + 30, 1);
-    push(&leeward, &server, &names[0], &[])
+    leeward
+        .push(&server, &names[0], &[])
         .expect(exit::DONE)
         .expect_words(&[&names[1], "was not pushed along"]);
     let held = archived(&story, 1);
     assert!(held.contains(&names[0]), "{held:?}");
     assert!(!held.contains(&names[1]), "{held:?}");
-    push(&leeward, &server, &names[1], &[]).expect(exit::DAMAGED);
-    push(&leeward, &server, &names[2], &[]).expect(exit::DONE);
+    leeward.push(&server, &names[1], &[]).expect(exit::DAMAGED);
+    leeward.push(&server, &names[2], &[]).expect(exit::DONE);
     // Kept elsewhere, a file goes alone, and leaves nothing behind.
     let elsewhere = story.path("elsewhere");
     fs::create_dir(&elsewhere).expect("made");
@@ -425,11 +425,8 @@ fn at_once(major: u32) {
     server.stop(Stop::Fast);
     let names = ready(&server);
     let leeward = Leeward::new(&story);
-    let spawn = |name: &str| {
-        let mut command = leeward.command(&["wal", "push", &format!("pg_wal/{name}")]);
-        command.current_dir(server.data());
-        leeward.spawn_command(command)
-    };
+    let spawn =
+        |name: &str| leeward.spawn_in(server.data(), &["wal", "push", &format!("pg_wal/{name}")]);
     let calls = [spawn(&names[0]), spawn(&names[0]), spawn(&names[1])];
     for call in calls {
         call.wait().expect(exit::DONE);
@@ -437,15 +434,16 @@ fn at_once(major: u32) {
     assert_eq!(archived(&story, 1), names);
 
     let s3 = S3Server::start();
-    let mut leeward = Leeward::at(&story, &s3.repository("deep/inside"));
-    for (name, value) in s3.environment() {
-        leeward = leeward.env(name, &value);
-    }
-    let outcome = push(&leeward, &server, &names[2], &["--verbose"]).expect(exit::DONE);
+    let leeward = Leeward::over(&story, &s3.repository("deep/inside"), &s3.endpoint());
+    let outcome = leeward
+        .push(&server, &names[2], &["--verbose"])
+        .expect(exit::DONE);
     let all = format!("{} files stored, 0 of them", names.len());
     assert!(outcome.stderr.contains(&all), "{outcome}");
     fs::remove_dir_all(spool(&server)).expect("it is there");
-    let outcome = push(&leeward, &server, &names[2], &["--verbose"]).expect(exit::DONE);
+    let outcome = leeward
+        .push(&server, &names[2], &["--verbose"])
+        .expect(exit::DONE);
     let all = format!("{} of them were there already", names.len());
     assert!(outcome.stderr.contains(&all), "{outcome}");
     let to = story.path("brought").display().to_string();

@@ -63,9 +63,7 @@ fn get(leeward: &Leeward<'_>, server: &Server, name: &str, extra: &[&str]) -> Ou
     let _ = fs::remove_file(wanted(server));
     let mut args = vec!["wal", "get", name, "pg_wal/RECOVERYXLOG"];
     args.extend(extra);
-    let mut command = leeward.command(&args);
-    command.current_dir(server.data());
-    leeward.spawn_command(command).wait()
+    leeward.run_in(server.data(), &args)
 }
 
 fn wanted(server: &Server) -> PathBuf {
@@ -141,9 +139,7 @@ fn to_the_last_byte(major: u32) {
     let mut pair = archiving_pair(&story, &leeward);
     let load = Load::start(&story, &pair.primary);
     for _ in 0..8 {
-        pair.primary.sql(
-            "CREATE TABLE IF NOT EXISTS switched (); DROP TABLE switched; SELECT pg_switch_wal()",
-        );
+        pair.primary.switch_wal();
     }
     load.stop();
     pair.primary
@@ -153,9 +149,7 @@ fn to_the_last_byte(major: u32) {
     pair.standby.promote();
     let load = Load::start(&story, &pair.standby);
     for _ in 0..4 {
-        pair.standby.sql(
-            "CREATE TABLE IF NOT EXISTS switched (); DROP TABLE switched; SELECT pg_switch_wal()",
-        );
+        pair.standby.switch_wal();
     }
     load.stop();
     // Replay runs ahead of a sequence's value, unless it was set.
@@ -262,8 +256,7 @@ fn exit_codes(major: u32) {
     let leeward = Leeward::new(&story);
     let mut pair = archiving_pair(&story, &leeward);
     for _ in 0..6 {
-        pair.primary
-            .sql("CREATE TABLE switched (); DROP TABLE switched; SELECT pg_switch_wal()");
+        pair.primary.switch_wal();
     }
     pair.stop_primary();
     let names = wal_files(&story, 1);
@@ -407,8 +400,7 @@ fn killed(major: u32) {
     let mut pair = archiving_pair(&story, &leeward);
     let load = Load::start(&story, &pair.primary);
     for _ in 0..12 {
-        pair.primary
-            .sql("CREATE TABLE switched (); DROP TABLE switched; SELECT pg_switch_wal()");
+        pair.primary.switch_wal();
     }
     load.stop();
     pair.stop_primary();
@@ -423,9 +415,8 @@ fn killed(major: u32) {
     for round in 0..30 {
         let number = random.random_range(0..names.len());
         let _ = fs::remove_file(wanted(&server));
-        let mut command = leeward.command(&["wal", "get", &names[number], "pg_wal/RECOVERYXLOG"]);
-        command.current_dir(server.data());
-        let running = leeward.spawn_command(command);
+        let args = ["wal", "get", &names[number], "pg_wal/RECOVERYXLOG"];
+        let running = leeward.spawn_in(server.data(), &args);
         let_pass(std::time::Duration::from_micros(
             random.random_range(0..60_000),
         ));

@@ -6,37 +6,16 @@ use std::time::Duration;
 use leeward_tests::archive::{Archive, Kind};
 use leeward_tests::deadline::{PATIENCE, let_pass, wait_until};
 use leeward_tests::faults::FaultProxy;
-use leeward_tests::leeward::{Leeward, Running, exit};
+use leeward_tests::leeward::{Leeward, exit};
 use leeward_tests::load::Load;
 use leeward_tests::oracle::{Address, address};
 use leeward_tests::pair::Pair;
-use leeward_tests::s3::{S3Server, environment};
-use leeward_tests::server::{Initdb, Server, Stop};
+use leeward_tests::s3::S3Server;
+use leeward_tests::server::{Initdb, Stop};
 use leeward_tests::story::Story;
+use leeward_tests::wal::SLOT;
 use leeward_tests::{dataset, server};
 use rustix::process::Signal;
-
-const SLOT: &str = "leeward_wal";
-
-/// What the slot says is durable.
-fn acknowledged(server: &Server) -> Address {
-    let lsn = server.sql(&format!(
-        "SELECT restart_lsn FROM pg_replication_slots WHERE slot_name = '{SLOT}'"
-    ));
-    if lsn.is_empty() { 0 } else { address(&lsn) }
-}
-
-fn written(server: &Server) -> Address {
-    address(&server.sql("SELECT pg_current_wal_flush_lsn()"))
-}
-
-/// Waits until the words stand in what it says.
-fn wait_for_words(running: &mut Running, words: &str) {
-    wait_until(words, PATIENCE, || {
-        assert!(!running.has_ended(), "{}", running.stderr_so_far());
-        running.stderr_so_far().contains(words)
-    });
-}
 
 /// Where the archive's WAL of a timeline begins.
 fn beginning(archive: &Archive, timeline: u32, size: u64) -> Address {
@@ -80,17 +59,17 @@ fn under_load(major: u32) {
     let size = 16 << 20;
     let data = pair.standby.data().to_str().expect("UTF-8").to_owned();
     let mut running = leeward.spawn(&["wal", "receive", "--pgdata", &data, "--json"]);
-    wait_for_words(&mut running, "Receiving WAL");
+    running.wait_for_words("Receiving WAL");
 
     let load = Load::start(&story, &pair.primary);
     pair.primary.sql(
         "CREATE TABLE story.bulk AS SELECT i, repeat(md5(i::text), 30) AS t FROM generate_series(1, 45000) i",
     );
     load.stop();
-    let end = written(&pair.primary);
+    let end = pair.primary.written();
     wait_reach(&archive, 1, size, end, "everything is in the archive");
     wait_until("the server is told", PATIENCE, || {
-        acknowledged(&pair.standby) >= end
+        pair.standby.acknowledged() >= end
     });
     assert!(archive.segments().len() >= 2, "{:?}", archive.segments());
     wait_until("pieces go when the segment is whole", PATIENCE, || {
@@ -111,7 +90,7 @@ fn under_load(major: u32) {
     // One commit, and it is there.
     pair.primary
         .sql("INSERT INTO story.bulk VALUES (0, 'one more')");
-    let end = written(&pair.primary);
+    let end = pair.primary.written();
     wait_reach(&archive, 1, size, end, "a commit is in the archive");
 
     // A second one on the same slot is turned away, one with a slot of its own is welcome.
@@ -121,11 +100,11 @@ fn under_load(major: u32) {
         .expect(exit::LEASED)
         .expect_words(&["in use", SLOT]);
     let mut second = leeward.spawn(&["wal", "receive", "--pgdata", &data, "--slot", "second"]);
-    wait_for_words(&mut second, "Receiving WAL");
+    second.wait_for_words("Receiving WAL");
     let load = Load::start(&story, &pair.primary);
     pair.primary.sql("INSERT INTO story.bulk SELECT i, repeat(md5(i::text), 30) FROM generate_series(1, 30000) i");
     load.stop();
-    let end = written(&pair.primary);
+    let end = pair.primary.written();
     pair.standby.wait_for(&pair.primary);
     wait_until("both have told the server", PATIENCE, || {
         pair.standby.sql(&format!(
@@ -138,7 +117,7 @@ fn under_load(major: u32) {
     // What was received last becomes a piece before the end.
     pair.primary
         .sql("INSERT INTO story.bulk VALUES (0, 'the last one')");
-    let end = written(&pair.primary);
+    let end = pair.primary.written();
     pair.standby.wait_for(&pair.primary);
     wait_until("it is received", PATIENCE, || {
         pair.standby.sql(&format!(
@@ -154,7 +133,7 @@ fn under_load(major: u32) {
     assert!(durable >= end, "{outcome}");
     assert!(archive.reach(1, beginning(&archive, 1, size)) >= end);
     wait_until("the last word reached the server", PATIENCE, || {
-        acknowledged(&pair.standby) >= end
+        pair.standby.acknowledged() >= end
     });
     let (objects, compared) = archive.assert_whole(&[pair.standby.data(), pair.primary.data()]);
     assert_eq!(objects, compared, "nothing the servers do not have");
@@ -171,15 +150,13 @@ fn restarts(major: u32) {
     let archive = Archive::of(&story.path("repository"), 1);
     let size = 1 << 20;
     let mut running = leeward.receive(&pair.standby);
-    wait_for_words(&mut running, "Receiving WAL");
+    running.wait_for_words("Receiving WAL");
     let load = Load::start(&story, &pair.primary);
     for how in [Stop::Fast, Stop::Kill, Stop::Immediate] {
         pair.standby.stop(how);
-        pair.primary.sql(
-            "CREATE TABLE IF NOT EXISTS switched (); DROP TABLE switched; SELECT pg_switch_wal()",
-        );
+        pair.primary.switch_wal();
         pair.standby.start();
-        let end = written(&pair.primary);
+        let end = pair.primary.written();
         wait_reach(&archive, 1, size, end, "the stream goes on");
         assert!(!running.has_ended(), "{}", running.stderr_so_far());
     }
@@ -192,7 +169,7 @@ fn restarts(major: u32) {
     pair.standby
         .sql("CREATE TABLE story.after AS SELECT 1 AS id");
     load.stop();
-    let end = written(&pair.standby);
+    let end = pair.standby.written();
     wait_reach(&archive, 2, size, end, "the new timeline is in the archive");
     let history = archive
         .objects()
@@ -215,7 +192,7 @@ fn re_pointed(major: u32) {
     let leeward = Leeward::new(&story);
     let archive = Archive::of(&story.path("repository"), 16);
     let mut running = leeward.receive(&second);
-    wait_for_words(&mut running, "Receiving WAL");
+    running.wait_for_words("Receiving WAL");
     Load::start(&story, &pair.primary).stop();
     second.wait_for(&pair.primary);
     pair.stop_primary();
@@ -230,7 +207,7 @@ fn re_pointed(major: u32) {
     second.sql(&format!("ALTER SYSTEM SET primary_conninfo = '{conninfo}'"));
     second.sql("SELECT pg_reload_conf()");
     second.wait_for(&pair.standby);
-    let end = written(&pair.standby);
+    let end = pair.standby.written();
     wait_reach(
         &archive,
         2,
@@ -256,8 +233,8 @@ fn re_pointed(major: u32) {
     second.promote();
     second.sql("CREATE TABLE story.third AS SELECT 1 AS id");
     let mut running = leeward.receive(&second);
-    wait_for_words(&mut running, "Timeline 3 follows");
-    let end = written(&second);
+    running.wait_for_words("Timeline 3 follows");
+    let end = second.written();
     wait_reach(
         &archive,
         3,
@@ -276,16 +253,13 @@ fn idle_postgres_17() {
     let mut pair = Pair::new(&story);
     let s3 = S3Server::start();
     let proxy = FaultProxy::start(s3.address());
-    let mut leeward = Leeward::at(&story, &s3.repository("stories"));
-    for (name, value) in environment(&proxy.endpoint()) {
-        leeward = leeward.env(name, &value);
-    }
+    let leeward = Leeward::over(&story, &s3.repository("stories"), &proxy.endpoint());
     let mut running = leeward.receive(&pair.standby);
-    wait_for_words(&mut running, "Receiving WAL");
+    running.wait_for_words("Receiving WAL");
     pair.stop_primary();
     let end = address(&pair.standby.sql("SELECT pg_last_wal_receive_lsn()"));
     wait_until("all is stored", PATIENCE, || {
-        acknowledged(&pair.standby) >= end
+        pair.standby.acknowledged() >= end
     });
     let before = proxy.requests();
     assert!(before > 0);
@@ -309,10 +283,10 @@ fn from_a_primary_postgres_16() {
     let leeward = Leeward::new(&story);
     let archive = Archive::of(&story.path("repository"), 16);
     let mut running = leeward.receive(&pair.primary);
-    wait_for_words(&mut running, "is a primary");
+    running.wait_for_words("is a primary");
     pair.primary
         .sql("CREATE TABLE story.more AS SELECT 1 AS id");
-    let end = written(&pair.primary);
+    let end = pair.primary.written();
     wait_reach(&archive, 1, 16 << 20, end, "it is in the archive");
     running.signal(Signal::TERM);
     running.wait().expect(exit::DONE);

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use leeward_tests::archive::{Archive, Kind};
 use leeward_tests::deadline::{PATIENCE, let_pass, wait_until};
 use leeward_tests::faults::{Fault, FaultProxy};
-use leeward_tests::leeward::{Leeward, Running, exit};
+use leeward_tests::leeward::{Leeward, exit};
 use leeward_tests::load::Load;
 use leeward_tests::oracle::{Address, Noise, Oracle, address};
 use leeward_tests::pair::Pair;
-use leeward_tests::s3::{S3Server, environment};
+use leeward_tests::s3::S3Server;
 use leeward_tests::server::{Initdb, Server, Stop};
 use leeward_tests::story::{Story, note};
 use leeward_tests::targets::recover;
@@ -21,24 +21,6 @@ use rand::{Rng as _, SeedableRng as _};
 use rustix::process::Signal;
 
 const MEMORY_KIB: u64 = 256 * 1024;
-
-fn wait_for_words(running: &mut Running, words: &str) {
-    wait_until(words, PATIENCE, || {
-        assert!(!running.has_ended(), "{}", running.stderr_so_far());
-        running.stderr_so_far().contains(words)
-    });
-}
-
-fn written(server: &Server) -> Address {
-    address(&server.sql("SELECT pg_current_wal_flush_lsn()"))
-}
-
-fn acknowledged(server: &Server) -> Address {
-    let lsn = server.sql(
-        "SELECT coalesce(restart_lsn, '0/0') FROM pg_replication_slots WHERE slot_name = 'leeward_wal'",
-    );
-    if lsn.is_empty() { 0 } else { address(&lsn) }
-}
 
 /// A pair with small WAL segments.
 fn small_pair(story: &Story, config: &str) -> Pair {
@@ -55,7 +37,7 @@ fn small_pair(story: &Story, config: &str) -> Pair {
 /// Ends some WAL segments, each with a little in it.
 fn switch(server: &Server, times: u32) {
     for _ in 0..times {
-        server.sql("CREATE TABLE switched (); DROP TABLE switched; SELECT pg_switch_wal()");
+        server.switch_wal();
     }
 }
 
@@ -66,12 +48,9 @@ fn outage(major: u32) {
     let pair = small_pair(&story, "");
     let s3 = S3Server::start();
     let proxy = FaultProxy::start(s3.address());
-    let mut leeward = Leeward::at(&story, &s3.repository("stories"));
-    for (name, value) in environment(&proxy.endpoint()) {
-        leeward = leeward.env(name, &value);
-    }
+    let leeward = Leeward::over(&story, &s3.repository("stories"), &proxy.endpoint());
     let mut running = leeward.receive(&pair.standby);
-    wait_for_words(&mut running, "Receiving WAL");
+    running.wait_for_words("Receiving WAL");
     let archive = Archive::of(&s3.bucket_dir().join("stories"), 1);
     let mut load = Load::start(&story, &pair.primary);
     proxy.set_random(
@@ -85,33 +64,33 @@ fn outage(major: u32) {
             Fault::CutBody,
         ],
     );
-    let target = written(&pair.primary) + (12 << 20);
+    let target = pair.primary.written() + (12 << 20);
     wait_until("the load goes on through a bad line", PATIENCE, || {
-        written(&pair.primary) >= target
+        pair.primary.written() >= target
     });
     assert!(proxy.injected() > 0);
 
     proxy.set(|_| Fault::Unavailable);
-    wait_for_words(&mut running, "The store fails");
-    let stuck = acknowledged(&pair.standby);
+    running.wait_for_words("The store fails");
+    let stuck = pair.standby.acknowledged();
     switch(&pair.primary, 20);
     pair.standby.wait_for(&pair.primary);
     // The stream's own messages go on although nothing is read.
     let_pass(Duration::from_secs(2));
     assert!(!running.has_ended(), "{}", running.stderr_so_far());
     assert_eq!(
-        acknowledged(&pair.standby),
+        pair.standby.acknowledged(),
         stuck,
         "nothing is durable, so nothing is acknowledged"
     );
 
     proxy.set(|_| Fault::None);
-    wait_for_words(&mut running, "The store works again");
+    running.wait_for_words("The store works again");
     assert!(load.is_running());
     load.stop();
-    let end = written(&pair.primary);
+    let end = pair.primary.written();
     wait_until("all is durable", PATIENCE, || {
-        acknowledged(&pair.standby) >= end
+        pair.standby.acknowledged() >= end
     });
     running.signal(Signal::TERM);
     let outcome = running.wait().expect(exit::DONE);
@@ -148,22 +127,19 @@ fn shutdown_in_an_outage(major: u32) {
     let mut pair = small_pair(&story, "");
     let s3 = S3Server::start();
     let proxy = FaultProxy::start(s3.address());
-    let mut leeward = Leeward::at(&story, &s3.repository("stories"));
-    for (name, value) in environment(&proxy.endpoint()) {
-        leeward = leeward.env(name, &value);
-    }
+    let leeward = Leeward::over(&story, &s3.repository("stories"), &proxy.endpoint());
     let mut running = leeward.receive(&pair.standby);
-    wait_for_words(&mut running, "Receiving WAL");
+    running.wait_for_words("Receiving WAL");
     proxy.set(|_| Fault::Unavailable);
     switch(&pair.primary, 3);
-    wait_for_words(&mut running, "The store fails");
+    running.wait_for_words("The store fails");
     pair.standby.stop(Stop::Fast);
     proxy.set(|_| Fault::None);
     pair.standby.start();
     pair.standby.wait_for(&pair.primary);
-    let end = written(&pair.primary);
+    let end = pair.primary.written();
     wait_until("all is durable", PATIENCE, || {
-        acknowledged(&pair.standby) >= end
+        pair.standby.acknowledged() >= end
     });
     running.signal(Signal::TERM);
     running.wait().expect(exit::DONE);
@@ -181,11 +157,11 @@ fn slot_lost(major: u32) {
     let leeward = Leeward::new(&story);
     let archive = Archive::of(&story.path("repository"), 1);
     let mut running = leeward.receive(&pair.standby);
-    wait_for_words(&mut running, "Receiving WAL");
+    running.wait_for_words("Receiving WAL");
     switch(&pair.primary, 3);
-    let end = written(&pair.primary);
+    let end = pair.primary.written();
     wait_until("all is durable", PATIENCE, || {
-        acknowledged(&pair.standby) >= end
+        pair.standby.acknowledged() >= end
     });
     running.kill();
     let first = first_byte(&archive);
@@ -202,7 +178,7 @@ fn slot_lost(major: u32) {
             == "lost"
     });
     let mut running = leeward.receive(&pair.standby);
-    wait_for_words(&mut running, "Take a new backup");
+    running.wait_for_words("Take a new backup");
     let words = running.stderr_so_far();
     assert!(
         words.contains("made anew") && words.contains("LOST"),
@@ -210,9 +186,9 @@ fn slot_lost(major: u32) {
     );
     switch(&pair.primary, 2);
     pair.standby.wait_for(&pair.primary);
-    let end = written(&pair.primary);
+    let end = pair.primary.written();
     wait_until("the stream goes on behind the gap", PATIENCE, || {
-        acknowledged(&pair.standby) >= end
+        pair.standby.acknowledged() >= end
     });
     let gaps: Vec<_> = archive
         .objects()
@@ -232,7 +208,7 @@ fn slot_lost(major: u32) {
 
     // The next one knows of the gap, and asks for nothing behind it.
     let mut running = leeward.receive(&pair.standby);
-    wait_for_words(&mut running, "Receiving WAL");
+    running.wait_for_words("Receiving WAL");
     assert!(
         !running.stderr_so_far().contains("LOST"),
         "{}",
@@ -253,15 +229,12 @@ fn warned(major: u32) {
     pair.wait_streaming();
     let s3 = S3Server::start();
     let proxy = FaultProxy::start(s3.address());
-    let mut leeward = Leeward::at(&story, &s3.repository("stories"));
-    for (name, value) in environment(&proxy.endpoint()) {
-        leeward = leeward.env(name, &value);
-    }
+    let leeward = Leeward::over(&story, &s3.repository("stories"), &proxy.endpoint());
     let mut running = leeward.receive(&pair.standby);
-    wait_for_words(&mut running, "Receiving WAL");
+    running.wait_for_words("Receiving WAL");
     proxy.set(|_| Fault::Unavailable);
     switch(&pair.primary, 1);
-    wait_for_words(&mut running, "The store fails");
+    running.wait_for_words("The store fails");
     wait_until("little room is left", PATIENCE, || {
         switch(&pair.primary, 1);
         pair.standby.wait_for(&pair.primary);
@@ -269,9 +242,9 @@ fn warned(major: u32) {
             "SELECT pg_last_wal_receive_lsn() - restart_lsn > 61000000 FROM pg_replication_slots",
         ) == "t"
     });
-    wait_for_words(&mut running, "close to being lost");
+    running.wait_for_words("close to being lost");
     proxy.set(|_| Fault::None);
-    wait_for_words(&mut running, "is safe again");
+    running.wait_for_words("is safe again");
     assert!(!running.stderr_so_far().contains("LOST"));
     running.signal(Signal::TERM);
     running.wait().expect(exit::DONE);
@@ -289,12 +262,12 @@ fn contradictions(major: u32) {
     let leeward = Leeward::new(&story);
     let archive = Archive::of(&story.path("repository"), 1);
     let mut running = leeward.receive(&pair.standby);
-    wait_for_words(&mut running, "Receiving WAL");
+    running.wait_for_words("Receiving WAL");
     pair.primary
         .sql("CREATE TABLE story.more AS SELECT 1 AS id");
-    let end = written(&pair.primary);
+    let end = pair.primary.written();
     wait_until("all is durable", PATIENCE, || {
-        acknowledged(&pair.standby) >= end
+        pair.standby.acknowledged() >= end
     });
     running.kill();
 
@@ -364,7 +337,7 @@ fn site_lost(major: u32, kills: u32) -> Vec<Loss> {
     let mut losses = Vec::new();
     for kill in 1..=kills {
         let mut running = leeward.receive(&pair.standby);
-        wait_for_words(&mut running, "Receiving WAL");
+        running.wait_for_words("Receiving WAL");
         let noise = Noise::start(&story, &pair.primary, 200);
         let (mut at_standby, mut at_primary): (Course, Course) = (Vec::new(), Vec::new());
         let mut marks: Vec<(Instant, u64)> = Vec::new();

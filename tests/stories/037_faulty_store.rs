@@ -11,7 +11,7 @@ use leeward_tests::faults::{Fault, FaultProxy};
 use leeward_tests::leeward::{Leeward, exit};
 use leeward_tests::oracle::{Noise, address, judge};
 use leeward_tests::processes;
-use leeward_tests::s3::{S3Server, environment};
+use leeward_tests::s3::S3Server;
 use leeward_tests::server::{Server, Stop};
 use leeward_tests::story::{Story, note};
 use leeward_tests::targets::recover;
@@ -47,10 +47,7 @@ fn check(major: u32) {
     let story = Story::begin(major);
     let s3 = S3Server::start();
     let line = FaultProxy::start(s3.address());
-    let mut leeward = Leeward::at(&story, &s3.repository("faulty"));
-    for (name, value) in environment(&line.endpoint()) {
-        leeward = leeward.env(name, &value);
-    }
+    let leeward = Leeward::over(&story, &s3.repository("faulty"), &line.endpoint());
     let segment_mib = if major == 16 { 16 } else { 1 };
     let mut life = Timelines::begin(&story, segment_mib, &leeward.archiving("on"));
     let backup = leeward.back_up(life.standby(), &[]);

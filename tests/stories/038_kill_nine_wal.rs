@@ -3,12 +3,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 use leeward_tests::archive::{Archive, decoded};
 use leeward_tests::deadline::{PATIENCE, let_pass, reached, wait_until};
-use leeward_tests::leeward::{Leeward, Running, exit};
+use leeward_tests::leeward::{Leeward, exit};
 use leeward_tests::oracle::{Noise, address, judge};
 use leeward_tests::processes;
 use leeward_tests::server::{Server, Stop};
@@ -23,13 +22,6 @@ use rand::{Rng as _, SeedableRng as _};
 fn kills() -> u32 {
     std::env::var("LEEWARD_KILLS")
         .map_or(7, |count| count.parse().expect("LEEWARD_KILLS is a number"))
-}
-
-/// Starts the program in a server's directory, as the server does.
-fn spawn_in(leeward: &Leeward<'_>, data: &Path, args: &[&str]) -> Running {
-    let mut command = leeward.command(args);
-    command.current_dir(data);
-    leeward.spawn_command(command)
 }
 
 /// Segments that wait for the archiver, oldest first.
@@ -67,7 +59,7 @@ fn push_and_get(major: u32) {
         let ready = ready(&life.primary);
         let next = ready.difference(&stored).next().expect("there is work");
         let path = format!("pg_wal/{next}");
-        let running = spawn_in(&leeward, life.primary.data(), &["wal", "push", &path]);
+        let running = leeward.spawn_in(life.primary.data(), &["wal", "push", &path]);
         if moment == 0 {
             usual = running.wait().expect(exit::DONE).elapsed;
         } else {
@@ -107,7 +99,7 @@ fn gets(story: &Story, leeward: &Leeward<'_>, archive: &Archive, random: &mut St
     {
         let whole = decoded(&archive.segment_path(name));
         let args = ["wal", "get", name, "pg_wal/RECOVERYXLOG"];
-        let running = spawn_in(leeward, directory.data(), &args);
+        let running = leeward.spawn_in(directory.data(), &args);
         if moment == 0 {
             usual = running.wait().expect(exit::DONE).elapsed;
         } else {
@@ -120,7 +112,8 @@ fn gets(story: &Story, leeward: &Leeward<'_>, archive: &Archive, random: &mut St
                 fs::read(&place).is_ok_and(|bytes| bytes == whole) || !place.exists(),
                 "half a segment was handed over"
             );
-            spawn_in(leeward, directory.data(), &args)
+            leeward
+                .spawn_in(directory.data(), &args)
                 .wait()
                 .expect(exit::DONE);
         }

@@ -1,9 +1,8 @@
 //! What can be wrong with an archive is found before it hurts, and named: a hole, a flipped bit, a segment of another cluster,
 //! two clusters under one name, one cluster that lived twice. Nothing is ever overwritten.
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use leeward_tests::archive::{Archive, decoded};
 use leeward_tests::damage::{files_under, flip_bit};
@@ -20,42 +19,12 @@ use rand::{Rng as _, SeedableRng as _};
 /// The exit code by which a `restore_command` makes the server stop, not promote.
 const STOP_RECOVERY: i32 = 128;
 
-/// Everything the archive holds, to the byte.
-fn snapshot(story: &Story) -> BTreeMap<PathBuf, Vec<u8>> {
-    files_under(&story.path("repository/main/wal"))
-        .into_iter()
-        .map(|path| {
-            let bytes = fs::read(&path).expect("could not read an object");
-            (path, bytes)
-        })
-        .collect()
-}
-
-/// Runs the program in a server's directory, as the server does.
-fn run_in(leeward: &Leeward<'_>, data: &Path, args: &[&str]) -> Outcome {
-    let mut command = leeward.command(args);
-    command.current_dir(data);
-    leeward.spawn_command(command).wait()
-}
-
 fn get(leeward: &Leeward<'_>, directory: &Path, name: &str) -> Outcome {
-    let outcome = run_in(
-        leeward,
-        directory,
-        &["wal", "get", name, "pg_wal/RECOVERYXLOG"],
-    );
+    let outcome = leeward.run_in(directory, &["wal", "get", name, "pg_wal/RECOVERYXLOG"]);
     let place = directory.join("pg_wal/RECOVERYXLOG");
     assert_eq!(outcome.code() == Some(exit::DONE), place.exists());
     let _nothing_there = fs::remove_file(place);
     outcome
-}
-
-fn push(leeward: &Leeward<'_>, server: &Server, name: &str) -> Outcome {
-    run_in(
-        leeward,
-        server.data(),
-        &["wal", "push", &format!("pg_wal/{name}")],
-    )
 }
 
 /// A server that needs what is missing or damaged ends; it does not open with less.
@@ -163,7 +132,7 @@ fn hole(scene: &Scene<'_>) {
     let object = scene.archive.segment_path(segment);
     let content = fs::read(&object).expect("could not read an object");
     fs::remove_file(&object).expect("could not remove an object");
-    let before = snapshot(story);
+    let before = scene.archive.snapshot();
 
     let listed = leeward.run(&["wal", "list"]).expect(exit::DONE);
     assert!(
@@ -196,10 +165,12 @@ fn hole(scene: &Scene<'_>) {
         .expect(STOP_RECOVERY)
         .expect_words(&[segment]);
     assert_stays_closed(&mut beyond, segment);
-    assert_eq!(snapshot(story), before);
+    assert_eq!(scene.archive.snapshot(), before);
 
     // The standby still has it.
-    push(leeward, life.standby(), segment).expect(exit::DONE);
+    leeward
+        .push(life.standby(), segment, &[])
+        .expect(exit::DONE);
     assert!(
         decoded(&object) == {
             fs::write(story.path("was.zst"), content).expect("could not write a file");
@@ -226,7 +197,7 @@ fn flipped_bit(scene: &Scene<'_>, major: u32) {
         };
         let bit = random.random_range(0..8);
         flip_bit(&object, byte, bit);
-        let before = snapshot(scene.story);
+        let before = scene.archive.snapshot();
         let outcome = get(&scene.leeward, beyond.data(), &scene.segment);
         assert_eq!(
             outcome.code(),
@@ -238,8 +209,13 @@ fn flipped_bit(scene: &Scene<'_>, major: u32) {
             assert_stays_closed(&mut beyond, &scene.segment);
         }
         // Who brings the same segment again changes nothing, whatever he is told.
-        push(&scene.leeward, scene.life.standby(), &scene.segment);
-        assert!(snapshot(scene.story) == before, "something was overwritten");
+        scene
+            .leeward
+            .push(scene.life.standby(), &scene.segment, &[]);
+        assert!(
+            scene.archive.snapshot() == before,
+            "something was overwritten"
+        );
         flip_bit(&object, byte, bit);
     }
     let (_, after) = scene.around(&scene.segment);
@@ -250,7 +226,7 @@ fn flipped_bit(scene: &Scene<'_>, major: u32) {
 
 /// Another cluster, configured by mistake to archive under the same name.
 fn other_cluster(scene: &Scene<'_>) -> Server {
-    let before = snapshot(scene.story);
+    let before = scene.archive.snapshot();
     let how = Initdb {
         wal_segment_mib: 1,
         ..Initdb::default()
@@ -278,7 +254,10 @@ fn other_cluster(scene: &Scene<'_>) -> Server {
         other.sql("SELECT archived_count FROM pg_stat_archiver"),
         "0"
     );
-    assert!(snapshot(scene.story) == before, "something was overwritten");
+    assert!(
+        scene.archive.snapshot() == before,
+        "something was overwritten"
+    );
     other.stop(Stop::Fast);
     other
 }
@@ -295,11 +274,11 @@ fn other_segment(scene: &Scene<'_>, other: &mut Server) {
         .filter_map(|path| path.file_name()?.to_str()?.strip_suffix(".ready"))
         .find(|name| name.len() == 24)
         .expect("a segment waits");
-    push(&own, other, name).expect(exit::DONE);
+    own.push(other, name, &[]).expect(exit::DONE);
     let others = Archive::of(&scene.story.path("others"), 1);
 
     // A file of the other cluster, under a name of the future, so that only its header tells.
-    let before = snapshot(scene.story);
+    let before = scene.archive.snapshot();
     let foreign = scene.story.path("foreign");
     fs::create_dir_all(foreign.join("pg_wal")).expect("could not create a directory");
     fs::copy(
@@ -307,18 +286,19 @@ fn other_segment(scene: &Scene<'_>, other: &mut Server) {
         foreign.join("pg_wal").join(name),
     )
     .expect("could not copy a segment");
-    let outcome = run_in(
-        &scene.leeward,
-        &foreign,
-        &["wal", "push", &format!("pg_wal/{name}")],
-    );
+    let outcome = scene
+        .leeward
+        .run_in(&foreign, &["wal", "push", &format!("pg_wal/{name}")]);
     assert_ne!(outcome.code(), Some(exit::DONE), "{outcome}");
     let ours = scene
         .life
         .primary
         .sql("SELECT system_identifier FROM pg_control_system()");
     outcome.expect_words(&[&ours]);
-    assert!(snapshot(scene.story) == before, "something was overwritten");
+    assert!(
+        scene.archive.snapshot() == before,
+        "something was overwritten"
+    );
 
     // Its object, put into the archive by hand.
     let object = scene.archive.segment_path(&scene.segment);
@@ -332,7 +312,7 @@ fn other_segment(scene: &Scene<'_>, other: &mut Server) {
 
 /// A copy of the same cluster was started somewhere and went its own way: the same names, other bytes.
 fn lived_twice(scene: &Scene<'_>) {
-    let before = snapshot(scene.story);
+    let before = scene.archive.snapshot();
     let mut twin = scene.life.base.cold_copy(scene.story, "twin");
     twin.start();
     twin.sql(
@@ -343,10 +323,13 @@ fn lived_twice(scene: &Scene<'_>) {
     });
     let name = twin.sql("SELECT last_failed_wal FROM pg_stat_archiver");
     twin.stop(Stop::Fast);
-    let outcome = push(&scene.leeward, &twin, &name);
+    let outcome = scene.leeward.push(&twin, &name, &[]);
     assert_ne!(outcome.code(), Some(exit::DONE), "{outcome}");
     outcome.expect_words(&[&name, "differ"]);
-    assert!(snapshot(scene.story) == before, "something was overwritten");
+    assert!(
+        scene.archive.snapshot() == before,
+        "something was overwritten"
+    );
 }
 
 #[test]

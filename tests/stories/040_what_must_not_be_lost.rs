@@ -7,39 +7,22 @@ use std::path::{Path, PathBuf};
 use leeward_tests::archive::{Archive, Kind};
 use leeward_tests::dataset;
 use leeward_tests::deadline::{PATIENCE, wait_until};
-use leeward_tests::leeward::{Leeward, Running, exit};
+use leeward_tests::leeward::{Leeward, exit};
 use leeward_tests::oracle::{Address, address, lsn};
 use leeward_tests::pair::Pair;
 use leeward_tests::server::{Initdb, Server, Stop};
 use leeward_tests::story::Story;
+use leeward_tests::wal::SLOT;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::process::Signal;
 use serde_json::Value;
 
-/// Where the slot of the receiver holds WAL from.
-fn acknowledged(server: &Server) -> Address {
-    address(&server.sql(
-        "SELECT restart_lsn FROM pg_replication_slots WHERE slot_name = 'leeward_wal' AND restart_lsn IS NOT NULL",
-    ))
-}
-
-fn written(server: &Server) -> Address {
-    address(&server.sql("SELECT pg_current_wal_flush_lsn()"))
-}
-
-fn wait_for_words(running: &mut Running, words: &str) {
-    wait_until(words, PATIENCE, || {
-        assert!(!running.has_ended(), "{}", running.stderr_so_far());
-        running.stderr_so_far().contains(words)
-    });
-}
-
 /// Waits until all that the primary has written is durable, as far as the standby was told.
 fn wait_durable(pair: &Pair) -> Address {
-    let end = written(&pair.primary);
+    let end = pair.primary.written();
     pair.standby.wait_for(&pair.primary);
     wait_until("the server is told that all is durable", PATIENCE, || {
-        acknowledged(&pair.standby) >= end
+        pair.standby.acknowledged() >= end
     });
     end
 }
@@ -140,7 +123,7 @@ fn confirmed(major: u32) {
     pair.primary
         .sql("CREATE TABLE story.commits (id int PRIMARY KEY)");
     let mut receiver = leeward.receive(&pair.standby);
-    wait_for_words(&mut receiver, "Receiving WAL");
+    receiver.wait_for_words("Receiving WAL");
     pair.primary.sql("SELECT pg_switch_wal()");
     pair.primary.sql("INSERT INTO story.commits VALUES (0)");
     let current = pair
@@ -174,7 +157,7 @@ fn confirmed(major: u32) {
         pair.primary
             .sql(&format!("INSERT INTO story.commits VALUES ({id})"));
     }
-    let end = written(&pair.primary);
+    let end = pair.primary.written();
     assert_eq!(
         pair.primary
             .sql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())"),
@@ -227,7 +210,7 @@ fn unmounted(major: u32) {
     let pair = small_pair(&story);
     let leeward = Leeward::new(&story);
     let mut receiver = leeward.receive(&pair.standby);
-    wait_for_words(&mut receiver, "Receiving WAL");
+    receiver.wait_for_words("Receiving WAL");
     write(&pair.primary, 3);
     let mount = Mount::over(&story);
     wait_durable(&pair);
@@ -236,9 +219,9 @@ fn unmounted(major: u32) {
     let away = Archive::of(&mount.aside, 1);
     let nothing_lost = || {
         assert_empty(&mount.place);
-        let (slot, held) = (acknowledged(&pair.standby), held(&away));
+        let (slot, held) = (pair.standby.acknowledged(), held(&away));
         assert!(
-            slot <= held,
+            0 < slot && slot <= held,
             "acknowledged {}, and held is WAL up to {}",
             lsn(slot),
             lsn(held)
@@ -252,9 +235,9 @@ fn unmounted(major: u32) {
         );
     };
     write(&pair.primary, 2);
-    let end = written(&pair.primary);
+    let end = pair.primary.written();
     assert!(held(&away) < end);
-    wait_for_words(&mut receiver, "The store fails");
+    receiver.wait_for_words("The store fails");
     wait_until("it is received", PATIENCE, || {
         pair.standby.sql(&format!(
             "SELECT count(*) FROM pg_stat_replication WHERE write_lsn >= '{}'",
@@ -269,7 +252,7 @@ fn unmounted(major: u32) {
     nothing_lost();
 
     mount.exchange();
-    wait_for_words(&mut receiver, "The store works again");
+    receiver.wait_for_words("The store works again");
     write(&pair.primary, 2);
     let end = wait_durable(&pair);
     receiver.signal(Signal::TERM);
@@ -285,12 +268,12 @@ fn elsewhere(major: u32) {
     let pair = small_pair(&story);
     let leeward = Leeward::new(&story);
     let mut receiver = leeward.receive(&pair.standby);
-    wait_for_words(&mut receiver, "Receiving WAL");
+    receiver.wait_for_words("Receiving WAL");
     write(&pair.primary, 2);
     wait_durable(&pair);
     receiver.signal(Signal::TERM);
     receiver.wait().expect(exit::DONE);
-    let slot = acknowledged(&pair.standby);
+    let slot = pair.standby.acknowledged();
     let mount = Mount::over(&story);
     mount.exchange();
 
@@ -300,12 +283,8 @@ fn elsewhere(major: u32) {
             .receive(&pair.standby)
             .wait()
             .expect(exit::FAILED)
-            .expect_words(&[
-                "leeward_wal",
-                "holds nothing of that cluster",
-                "Is it mounted",
-            ]);
-        assert_eq!(acknowledged(&pair.standby), slot);
+            .expect_words(&[SLOT, "holds nothing of that cluster", "Is it mounted"]);
+        assert_eq!(pair.standby.acknowledged(), slot);
     };
     refused();
     assert_empty(&mount.place);
@@ -319,7 +298,7 @@ fn elsewhere(major: u32) {
 
     mount.exchange();
     let mut receiver = leeward.receive(&pair.standby);
-    wait_for_words(&mut receiver, "Receiving WAL");
+    receiver.wait_for_words("Receiving WAL");
     write(&pair.primary, 2);
     let end = wait_durable(&pair);
     receiver.signal(Signal::TERM);

@@ -1,39 +1,18 @@
 //! Two standbys are promoted to the same timeline, at the same LSN, and both are written to. The archive holds the WAL of the
 //! one that came first; nothing of the other's is stored behind it, be it pushed or streamed.
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
 
 use leeward_tests::archive::{Archive, Kind};
-use leeward_tests::damage::files_under;
 use leeward_tests::dataset;
 use leeward_tests::deadline::{PATIENCE, wait_until};
-use leeward_tests::leeward::{Leeward, Outcome, Running, exit};
+use leeward_tests::leeward::{Leeward, exit};
 use leeward_tests::pair::Pair;
 use leeward_tests::server::{Initdb, Server};
 use leeward_tests::story::Story;
 use leeward_tests::timelines::wait_archived;
+use leeward_tests::wal::SLOT;
 use rustix::process::Signal;
-
-const SLOT: &str = "leeward_wal";
-
-/// Everything the archive holds, to the byte.
-fn snapshot(story: &Story) -> BTreeMap<PathBuf, Vec<u8>> {
-    files_under(&story.path("repository/main/wal"))
-        .into_iter()
-        .map(|path| {
-            let bytes = fs::read(&path).expect("could not read an object");
-            (path, bytes)
-        })
-        .collect()
-}
-
-fn push(leeward: &Leeward<'_>, server: &Server, name: &str) -> Outcome {
-    let mut command = leeward.command(&["wal", "push", &format!("pg_wal/{name}")]);
-    command.current_dir(server.data());
-    leeward.spawn_command(command).wait()
-}
 
 /// Writes rows of a server's own into this many WAL segments, and ends them.
 fn write(server: &Server, name: &str, segments: u32) {
@@ -53,23 +32,14 @@ fn current_segment(server: &Server) -> String {
     server.sql("SELECT pg_walfile_name(pg_current_wal_insert_lsn())")
 }
 
-fn wait_for_words(running: &mut Running, words: &str) {
-    wait_until(words, PATIENCE, || {
-        assert!(!running.has_ended(), "{}", running.stderr_so_far());
-        running.stderr_so_far().contains(words)
-    });
-}
-
 /// Receives from a server until it knows that all it has written so far is durable.
 fn receive_all(leeward: &Leeward<'_>, server: &Server) {
-    let end = server.sql("SELECT pg_current_wal_flush_lsn()");
+    let end = server.written();
     let mut running = leeward.receive(server);
-    wait_for_words(&mut running, "Receiving WAL");
+    running.wait_for_words("Receiving WAL");
     wait_until("all is durable", PATIENCE, || {
         assert!(!running.has_ended(), "{}", running.stderr_so_far());
-        server.sql(&format!(
-            "SELECT restart_lsn >= '{end}' FROM pg_replication_slots WHERE slot_name = '{SLOT}'"
-        )) == "t"
+        server.acknowledged() >= end
     });
     running.signal(Signal::TERM);
     running.wait().expect(exit::DONE);
@@ -150,19 +120,21 @@ fn pushed_and_streamed(major: u32) {
     write(true_one, "true", 1);
     write(other, "other", 4);
 
-    push(&leeward, true_one, &first).expect(exit::DONE);
+    leeward.push(true_one, &first, &[]).expect(exit::DONE);
     assert!(archive.segments().contains(&first));
-    let before = snapshot(&story);
+    let before = archive.snapshot();
 
     // The other one has four WAL segments waiting.
-    push(&leeward, other, &first)
+    leeward
+        .push(other, &first, &[])
         .expect(exit::REFUSED)
         .expect_words(&[&first]);
-    assert!(snapshot(&story) == before, "{:?}", archive.objects());
-    push(&leeward, other, "00000002.history")
+    assert!(archive.snapshot() == before, "{:?}", archive.objects());
+    leeward
+        .push(other, "00000002.history", &[])
         .expect(exit::DONE)
         .expect_words(&[&first]);
-    assert!(snapshot(&story) == before, "{:?}", archive.objects());
+    assert!(archive.snapshot() == before, "{:?}", archive.objects());
 
     other.sql(&format!(
         "SELECT pg_create_physical_replication_slot('{SLOT}', true)"
@@ -183,7 +155,7 @@ fn pushed_and_streamed(major: u32) {
                 &format!("WAL \"{first}\""),
                 "nothing was overwritten",
             ]);
-        assert!(snapshot(&story) == before, "{:?}", archive.objects());
+        assert!(archive.snapshot() == before, "{:?}", archive.objects());
         assert_eq!(slot(), held, "the server was told nothing");
     }
 
@@ -222,12 +194,14 @@ fn followed(major: u32) {
     let leeward = Leeward::new(&story);
     let archive = Archive::of(&story.path("repository"), 1);
     let mut running = leeward.receive(&scene.other);
-    wait_for_words(&mut running, "Receiving WAL");
+    running.wait_for_words("Receiving WAL");
     let first = scene.fail_over();
     write(&scene.pair.standby, "true", 1);
-    push(&leeward, &scene.pair.standby, &first).expect(exit::DONE);
+    leeward
+        .push(&scene.pair.standby, &first, &[])
+        .expect(exit::DONE);
     let of_it = || {
-        let mut objects = snapshot(&story);
+        let mut objects = archive.snapshot();
         objects.retain(|path, _| path.to_str().is_some_and(|path| path.contains("00000002")));
         objects
     };

@@ -1,7 +1,7 @@
 //! The WAL archive of a repository, looked at from outside: every object is decompressed with zstd alone and held against
 //! the servers' own `pg_wal`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::io::Read as _;
@@ -117,6 +117,17 @@ impl Archive {
     /// Where the object of a segment lies.
     pub fn segment_path(&self, name: &str) -> PathBuf {
         self.directory.join(&name[..8]).join(format!("{name}.zst"))
+    }
+
+    /// Everything that lies there, to the byte.
+    pub fn snapshot(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        files_under(&self.directory)
+            .into_iter()
+            .map(|path| {
+                let bytes = fs::read(&path).expect("could not read an object");
+                (path, bytes)
+            })
+            .collect()
     }
 
     /// Decompresses every object, and holds the WAL in it against these servers' directories: each byte is the server's own,

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::deadline::reached;
+use crate::deadline::{PATIENCE, reached, wait_until};
+use crate::s3::environment;
 use crate::server::{Server, clean_environment, send};
 use crate::story::Story;
 
@@ -86,6 +87,16 @@ impl<'story> Leeward<'story> {
         }
     }
 
+    /// With a repository at this URL in a bucket of the story's own S3 server, which is found at an endpoint: its own, or
+    /// that of a proxy before it.
+    pub fn over(story: &'story Story, repository: &str, endpoint: &str) -> Leeward<'story> {
+        environment(endpoint)
+            .iter()
+            .fold(Leeward::at(story, repository), |leeward, (name, value)| {
+                leeward.env(name, value)
+            })
+    }
+
     /// Sets an environment variable for all runs.
     pub fn env(mut self, name: &str, value: &str) -> Leeward<'story> {
         self.environment.push((name.to_owned(), value.to_owned()));
@@ -145,6 +156,26 @@ impl<'story> Leeward<'story> {
     pub fn receive(&self, server: &Server) -> Running {
         let data = server.data().to_str().expect("a path in UTF-8");
         self.spawn(&["wal", "receive", "--pgdata", data])
+    }
+
+    /// Pushes a file of a server's `pg_wal`, as the server does; whatever comes of it.
+    pub fn push(&self, server: &Server, name: &str, extra: &[&str]) -> Outcome {
+        let path = format!("pg_wal/{name}");
+        let mut args = vec!["wal", "push", &path];
+        args.extend(extra);
+        self.run_in(server.data(), &args)
+    }
+
+    /// Runs the program in a server's directory, as the server does, to its end.
+    pub fn run_in(&self, data: &Path, args: &[&str]) -> Outcome {
+        self.spawn_in(data, args).wait()
+    }
+
+    /// Starts the program in a server's directory, as the server does.
+    pub fn spawn_in(&self, data: &Path, args: &[&str]) -> Running {
+        let mut command = self.command(args);
+        command.current_dir(data);
+        self.spawn_command(command)
     }
 
     /// Starts the program with these arguments and the repository.
@@ -300,6 +331,14 @@ impl Running {
     /// What it printed for people so far.
     pub fn stderr_so_far(&self) -> String {
         read(&self.err)
+    }
+
+    /// Waits until the words stand in what it says; it must not end before.
+    pub fn wait_for_words(&mut self, words: &str) {
+        wait_until(words, PATIENCE, || {
+            assert!(!self.has_ended(), "{}", self.stderr_so_far());
+            self.stderr_so_far().contains(words)
+        });
     }
 
     /// Waits for its end.

@@ -29,3 +29,4 @@ pub mod targets;
 pub mod timelines;
 pub mod tls;
 pub mod tools;
+pub mod wal;

@@ -92,11 +92,6 @@ impl S3Server {
         format!("s3://{BUCKET}/{prefix}")
     }
 
-    /// The environment by which `leeward` (and any other S3 client) finds it.
-    pub fn environment(&self) -> Vec<(&'static str, String)> {
-        environment(&self.endpoint())
-    }
-
     /// The files of the bucket, to look at and to damage.
     pub fn bucket_dir(&self) -> PathBuf {
         self.root.path().join(BUCKET)
