@@ -134,12 +134,12 @@ def machine_line(versions):
             f" {memory:.0f} GiB of memory, Linux {platform.release()}. {tools}.\n")
 
 
-def render(rows, tools, limits, memory, versions, wal):
+def render(rows, tools, limits, memory, versions, wal, pages):
     parts = [machine_line(versions)]
     for store, name in (("local", "a local directory"), ("s3", "S3")):
         for verb, title in (("backup", f"Backup of the standby into {name}"), ("restore", f"Restore from {name}")):
             parts.append(comparison(title, [r for r in rows if r["label"].endswith(f"/{store}/{verb}")], tools))
-    parts += [primary_table(rows, tools), limits_table(limits, rows), memory_table(memory), wal]
+    parts += [primary_table(rows, tools), limits_table(limits, rows), memory_table(memory), wal, pages]
     return "\n".join(part for part in parts if part)
 
 
