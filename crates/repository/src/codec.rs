@@ -5,7 +5,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use zstd::zstd_safe::{self, CCtx, CParameter, DCtx, Strategy};
+use zstd::zstd_safe::{self, DCtx};
+
+use crate::zstd_frames::ZstdFrames;
 
 /// How frames are compressed when it pays. Parsed from `zstd`, `zstd:<level>`, `lz4`, `none`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,10 +88,8 @@ impl CompressionUsed {
 /// Compresses buffers one after the other; keep one per worker thread.
 pub struct Compressor {
     compression: Compression,
-    /// For ordinary data; made when first used.
-    ordinary: Option<CCtx<'static>>,
-    /// For data that looks random.
-    accelerated: Option<CCtx<'static>>,
+    /// Made when first used.
+    zstd: Option<ZstdFrames>,
     /// What [`Compressor::compress_to_vec`] compresses into.
     scratch: Vec<u8>,
 }
@@ -104,6 +104,8 @@ pub struct CompressionError {
     pub reason: String,
 }
 
+/// For pages, the power of two of places in zstd's table at level 3.
+const PAGES_TABLE_LOG: u32 = 14;
 /// Compression pays if it saves at least this share (1/128) of the plain bytes.
 const PAYING_SHARE: usize = 128;
 
@@ -113,8 +115,7 @@ impl Compressor {
     pub fn new(compression: Compression) -> Self {
         Self {
             compression,
-            ordinary: None,
-            accelerated: None,
+            zstd: None,
             scratch: Vec::new(),
         }
     }
@@ -159,30 +160,23 @@ impl Compressor {
         plain: &[u8],
         out: &mut Vec<u8>,
     ) -> Result<CompressionUsed, CompressionError> {
-        let failed = |reason: &str| CompressionError {
-            length: plain.len(),
-            reason: reason.to_owned(),
-        };
         let used = match self.compression {
             Compression::None => return Ok(CompressionUsed::None),
             Compression::Zstd { level } => {
-                out.clear();
-                out.reserve(zstd_safe::compress_bound(plain.len()));
-                let context = if looks_random(plain) {
-                    context(&mut self.accelerated, || accelerated_parameters().to_vec())
-                } else {
-                    context(&mut self.ordinary, || ordinary_parameters(level))
-                };
-                let context = context.map_err(failed)?;
-                context
-                    .compress2(out, plain)
-                    .map_err(|code| failed(zstd_safe::get_error_name(code)))?;
+                let zstd = self
+                    .zstd
+                    .get_or_insert_with(|| ZstdFrames::new(level, PAGES_TABLE_LOG));
+                zstd.compress(plain, out)?;
                 CompressionUsed::Zstd
             }
             Compression::Lz4 => {
                 out.resize(lz4_flex::block::get_maximum_output_size(plain.len()), 0);
-                let length = lz4_flex::block::compress_into(plain, out)
-                    .map_err(|error| failed(&error.to_string()))?;
+                let length = lz4_flex::block::compress_into(plain, out).map_err(|error| {
+                    CompressionError {
+                        length: plain.len(),
+                        reason: error.to_string(),
+                    }
+                })?;
                 out.truncate(length);
                 CompressionUsed::Lz4
             }
@@ -193,112 +187,6 @@ impl Compressor {
             Ok(CompressionUsed::None)
         }
     }
-}
-
-/// The context, made with its parameters when there is none yet. Parameters stay with a context.
-fn context<'a>(
-    slot: &'a mut Option<CCtx<'static>>,
-    parameters: impl Fn() -> Vec<CParameter>,
-) -> Result<&'a mut CCtx<'static>, &'static str> {
-    if slot.is_none() {
-        let mut context = CCtx::try_create().ok_or("out of memory")?;
-        for parameter in parameters() {
-            context
-                .set_parameter(parameter)
-                .map_err(zstd_safe::get_error_name)?;
-        }
-        *slot = Some(context);
-    }
-    slot.as_mut().ok_or("out of memory")
-}
-
-/// zstd's own parameters for the level, except for level 3: there, one hash table that fits the processor's first
-/// caches and matches of five bytes and more make pages both smaller and quicker than zstd's two tables do.
-fn ordinary_parameters(level: i32) -> Vec<CParameter> {
-    let mut parameters = vec![
-        CParameter::CompressionLevel(level),
-        CParameter::ContentSizeFlag(true),
-        CParameter::ChecksumFlag(false),
-        CParameter::DictIdFlag(false),
-    ];
-    if level == 3 {
-        parameters.extend(fast_parameters(0));
-    }
-    parameters
-}
-
-/// For data that looks random: step quickly, leave literals alone. It still finds the holes between rows and
-/// anything that comes twice.
-fn accelerated_parameters() -> [CParameter; 9] {
-    let [window, hash, chain, min, length, strategy] = fast_parameters(2);
-    [
-        window,
-        hash,
-        chain,
-        min,
-        length,
-        strategy,
-        CParameter::ContentSizeFlag(true),
-        CParameter::ChecksumFlag(false),
-        CParameter::DictIdFlag(false),
-    ]
-}
-
-fn fast_parameters(target_length: u32) -> [CParameter; 6] {
-    [
-        CParameter::WindowLog(20),
-        CParameter::HashLog(14),
-        CParameter::ChainLog(14),
-        CParameter::MinMatch(5),
-        CParameter::TargetLength(target_length),
-        CParameter::Strategy(Strategy::ZSTD_fast),
-    ]
-}
-
-const SAMPLES: usize = 16;
-const SAMPLE_BYTES: usize = 512;
-/// Bits a byte from which all samples together count as random; 8 KiB of truly random bytes have 7.97.
-const RANDOM_BITS: f32 = 7.8;
-/// Bits a byte below which the first quarter of the samples settles it; 2 KiB of truly random bytes have 7.9.
-const ORDINARY_BITS: f32 = 7.0;
-
-/// Whether the bytes look random: the entropy of single bytes in samples from all over, zeroes left out since a page
-/// of random rows has holes. A wrong answer costs a little size or time, no more.
-fn looks_random(plain: &[u8]) -> bool {
-    let stride = plain.len() / SAMPLES;
-    if stride < 4 * SAMPLE_BYTES {
-        return false;
-    }
-    // Two tables, so that runs of one byte do not wait for each other.
-    let mut counts = [[0_u32; 256]; 2];
-    let mut count = |samples: &[usize]| {
-        for sample in samples {
-            // Not at the same place of each page.
-            let start = sample * stride + (sample * 1_237) % (stride - SAMPLE_BYTES);
-            for pair in plain[start..start + SAMPLE_BYTES].chunks_exact(2) {
-                counts[0][usize::from(pair[0])] += 1;
-                counts[1][usize::from(pair[1])] += 1;
-            }
-        }
-        entropy_bits(&counts)
-    };
-    count(&[0, 5, 10, 15]) >= ORDINARY_BITS
-        && count(&[1, 2, 3, 4, 6, 7, 8, 9, 11, 12, 13, 14]) >= RANDOM_BITS
-}
-
-/// Bits a byte of the bytes that are not zero; 0 where these are less than half.
-fn entropy_bits(counts: &[[u32; 256]; 2]) -> f32 {
-    let sums = || counts[0].iter().zip(&counts[1]).map(|(a, b)| a + b);
-    let total: u32 = sums().skip(1).sum();
-    if total < sums().next().unwrap_or(0) {
-        return 0.0;
-    }
-    let weighted: f32 = sums()
-        .skip(1)
-        .filter(|count| *count > 0)
-        .map(|count| count as f32 * (count as f32).log2())
-        .sum();
-    (total as f32).log2() - weighted / total as f32
 }
 
 /// Decompresses buffers one after the other; keep one per worker thread.

@@ -23,5 +23,6 @@ mod trailer;
 pub mod url;
 pub mod wal_archive;
 pub mod wal_object;
+mod zstd_frames;
 
 pub use repository_error::RepositoryError;

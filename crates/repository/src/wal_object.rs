@@ -8,14 +8,14 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use leeward_pgformat::{SystemIdentifier, TimelineId, WalContents};
-use zstd::zstd_safe::{self, CCtx, CParameter, DCtx, DParameter, InBuffer, OutBuffer, Strategy};
+use zstd::zstd_safe::{self, DCtx, DParameter, InBuffer, OutBuffer};
 
 use self::contents::CONTENTS_LIMIT;
-use crate::codec::CompressionError;
 use crate::fields::Fields;
 use crate::hash::{Hash, Hasher};
 use crate::repository_error::RepositoryError;
 use crate::store::{Key, Store};
+use crate::zstd_frames::ZstdFrames;
 
 /// What a WAL object says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,14 +78,16 @@ const TAIL_BYTES: usize = 96;
 /// The tail up to the hash that ends it.
 const TAIL_HASHED_BYTES: usize = 64;
 const WAL_OBJECT_VERSION: u16 = 1;
-/// Plain bytes of a zstd frame. Whole frames are compressed where they lie; a stream would copy them into a window first,
-/// for a tenth of the time. Readers take any.
-const FRAME_BYTES: usize = 4 << 20;
+/// Plain bytes of a zstd frame: what was read and hashed is still in the core's cache when it is compressed, where it lies.
+/// Readers take any.
+const FRAME_BYTES: usize = 1 << 20;
+/// The power of two of places in zstd's table at level 3.
+const WAL_TABLE_LOG: u32 = 13;
 /// Plain bytes that a reader hands on at once.
 const BUFFER_BYTES: usize = 256 << 10;
 const READ_BYTES: u64 = 4 << 20;
 
-/// Compresses everything `plain` yields into a new object; durable when this returns. Memory: about 10 MiB.
+/// Compresses everything `plain` yields into a new object; durable when this returns. Memory: about 3 MiB.
 /// `level` is zstd's; 3 has parameters of its own.
 ///
 /// # Errors
@@ -144,14 +146,7 @@ pub fn encode_wal_object_with_contents(
     level: i32,
     write: &mut dyn FnMut(&[u8]) -> Result<(), RepositoryError>,
 ) -> Result<WalObjectInfo, RepositoryError> {
-    let failed = |code| CompressionError {
-        length: FRAME_BYTES,
-        reason: zstd_safe::get_error_name(code).to_owned(),
-    };
-    let mut context = CCtx::create();
-    for parameter in parameters(level) {
-        context.set_parameter(parameter).map_err(failed)?;
-    }
+    let mut zstd = ZstdFrames::new(level, WAL_TABLE_LOG);
     let mut stored_hash = Hasher::new();
     let mut plain_hash = Hasher::new();
     let mut stored_length = 0;
@@ -164,7 +159,7 @@ pub fn encode_wal_object_with_contents(
     emit(&encode_head(facts), &mut stored_hash)?;
 
     let mut input = vec![0; FRAME_BYTES];
-    let mut output = Vec::with_capacity(zstd_safe::compress_bound(FRAME_BYTES));
+    let mut output = Vec::new();
     loop {
         let length = fill(plain, &mut input).map_err(|source| RepositoryError::Io {
             action: format!("read the WAL for object \"{object}\""),
@@ -182,10 +177,7 @@ pub fn encode_wal_object_with_contents(
                 problem: "a WAL segment has at most 1 GiB".to_owned(),
             });
         }
-        output.clear();
-        context
-            .compress2(&mut output, &input[..length])
-            .map_err(failed)?;
+        zstd.compress(&input[..length], &mut output)?;
         emit(&output, &mut stored_hash)?;
         if length < input.len() {
             break;
@@ -216,28 +208,6 @@ pub fn encode_wal_object_with_contents(
         stored_hash,
         contents,
     })
-}
-
-/// zstd's own parameters for the level, except for level 3: there, one small hash table and matches of five bytes and
-/// more make WAL smaller than zstd's two tables do, in little more than half the time. The measurements are in
-/// `docs/decisions/0005-wal-archive.md`.
-fn parameters(level: i32) -> Vec<CParameter> {
-    let mut parameters = vec![
-        CParameter::CompressionLevel(level),
-        // Whoever decompresses by hand has a checksum too.
-        CParameter::ChecksumFlag(true),
-    ];
-    if level == 3 {
-        parameters.extend([
-            CParameter::WindowLog(20),
-            CParameter::HashLog(14),
-            CParameter::ChainLog(14),
-            CParameter::MinMatch(5),
-            CParameter::TargetLength(0),
-            CParameter::Strategy(Strategy::ZSTD_fast),
-        ]);
-    }
-    parameters
 }
 
 /// Reads until the buffer is full or there is no more.

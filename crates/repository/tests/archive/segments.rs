@@ -355,7 +355,9 @@ fn a_bad_server_gets_every_segment_once() {
         let wal = segment(size, number, number);
         let stored = store(&place, &wal, 1).expect("stored");
         assert!(stored.is_new(), "segment {number}");
-        assert!(!store(&place, &wal, 3).expect("stored").is_new());
+        // What looks random is the same object at any level, so a retry may take what is there for its own.
+        let again = store(&place, &wal, 3).expect("stored");
+        assert_eq!(again.info(), stored.info());
         assert!(read(&place, wal.segment(), size).expect("there") == wal.bytes);
     }
     assert!(proxy.injected() > 20, "{}", proxy.injected());
