@@ -24,6 +24,10 @@ const WRITEBACK_BYTES: u64 = 16 << 20;
 /// How many such requests may wait; more would only let dirty memory grow.
 const WRITEBACK_QUEUE: usize = 2;
 
+/// A file that is larger leaves the page cache once it is on the disk: it is not read again soon, the cache belongs to the
+/// database server on this host, and memory that is used again is cheaper than fresh memory.
+const CACHED_BYTES: u64 = 1 << 20;
+
 /// How a finished file takes its place.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Placing {
@@ -37,6 +41,7 @@ pub(super) enum Placing {
 pub(super) struct TemporaryFile {
     file: File,
     path: PathBuf,
+    written_bytes: u64,
     placed: bool,
 }
 
@@ -52,11 +57,13 @@ impl TemporaryFile {
         Ok(TemporaryFile {
             file,
             path,
+            written_bytes: 0,
             placed: false,
         })
     }
 
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.written_bytes += bytes.len() as u64;
         self.file
             .write_all(bytes)
             .map_err(|error| StoreError::from_io("write", &self.path, bytes.len() as u64, error))
@@ -67,6 +74,10 @@ impl TemporaryFile {
         self.file
             .sync_all()
             .map_err(|error| StoreError::from_io("sync", &self.path, 0, error))?;
+        if self.written_bytes >= CACHED_BYTES {
+            // Advice only: whatever it answers, the bytes are safe.
+            let _ = fadvise(&self.file, 0, None, Advice::DontNeed);
+        }
         let moved = match placing {
             Placing::Replace => fs::rename(&self.path, target).map(|()| true),
             Placing::New => rename_without_overwriting(&self.path, target),
@@ -107,10 +118,9 @@ fn rename_without_overwriting(from: &Path, to: &Path) -> io::Result<bool> {
 }
 
 /// A large file on its way to the disk. A helper thread syncs behind the writer, so that [`StreamedFile::finish`] waits
-/// for the last few megabytes only, and lets the page cache go, which belongs to the database server on this host.
+/// for the last few megabytes only, and lets the page cache go as well.
 pub(super) struct StreamedFile {
     temporary: TemporaryFile,
-    written_bytes: u64,
     requested_bytes: u64,
     requests: Option<SyncSender<u64>>,
     helper: Option<JoinHandle<io::Result<()>>>,
@@ -120,7 +130,6 @@ impl StreamedFile {
     pub(super) fn new(temporary: TemporaryFile) -> StreamedFile {
         StreamedFile {
             temporary,
-            written_bytes: 0,
             requested_bytes: 0,
             requests: None,
             helper: None,
@@ -129,11 +138,11 @@ impl StreamedFile {
 
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         self.temporary.write(bytes)?;
-        self.written_bytes += bytes.len() as u64;
-        if self.written_bytes - self.requested_bytes < WRITEBACK_BYTES {
+        let written_bytes = self.temporary.written_bytes;
+        if written_bytes - self.requested_bytes < WRITEBACK_BYTES {
             return Ok(());
         }
-        self.requested_bytes = self.written_bytes;
+        self.requested_bytes = written_bytes;
         if self.requests.is_none() {
             // Only now, since most files are small.
             let path = &self.temporary.path;
@@ -153,7 +162,7 @@ impl StreamedFile {
         let sent = self
             .requests
             .as_ref()
-            .map(|requests| requests.send(self.written_bytes));
+            .map(|requests| requests.send(written_bytes));
         match sent {
             // The helper has gone: with an error, which must not get lost, because the kernel reports it once only.
             Some(Err(_)) => self.join_helper(),
@@ -163,14 +172,9 @@ impl StreamedFile {
 
     pub(super) fn finish(mut self, target: &Path) -> Result<Option<u64>, StoreError> {
         self.join_helper()?;
-        let file = self
-            .temporary
-            .file
-            .try_clone()
-            .map_err(|error| StoreError::from_io("sync", target, 0, error))?;
+        let written_bytes = self.temporary.written_bytes;
         let placed = self.temporary.place(target, Placing::New)?;
-        let _ = fadvise(&file, 0, None, Advice::DontNeed);
-        Ok(placed.then_some(self.written_bytes))
+        Ok(placed.then_some(written_bytes))
     }
 
     fn join_helper(&mut self) -> Result<(), StoreError> {
@@ -180,7 +184,7 @@ impl StreamedFile {
             Some(Ok(Err(error))) => Err(StoreError::from_io(
                 "sync",
                 &self.temporary.path,
-                self.written_bytes,
+                self.temporary.written_bytes,
                 error,
             )),
             Some(Err(_)) => Err(StoreError::Io {
