@@ -25,6 +25,9 @@ mod partial;
 mod pieces;
 mod read;
 mod store_segment;
+mod workplace;
+
+use workplace::Workplaces;
 
 pub use gap::Gap;
 pub use holdings::{Holdings, Segments, TimelineHoldings};
@@ -37,6 +40,7 @@ pub const PIECE_BYTES_LIMIT: u64 = 32 << 20;
 pub struct WalArchive {
     store: Arc<dyn Store>,
     cluster: String,
+    workplaces: Workplaces,
 }
 
 impl WalArchive {
@@ -47,6 +51,7 @@ impl WalArchive {
         Self {
             store: Arc::clone(cluster.store()),
             cluster: cluster.name().to_owned(),
+            workplaces: Workplaces::default(),
         }
     }
 

@@ -114,100 +114,122 @@ pub fn write_wal_object_with_contents(
     level: i32,
 ) -> Result<WalObjectInfo, RepositoryError> {
     let mut upload = store.upload(key)?;
-    let info = encode_wal_object_with_contents(key.as_str(), facts, plain, level, &mut |bytes| {
-        Ok(upload.write(bytes)?)
-    })?;
+    let write = &mut |bytes: &[u8]| Ok(upload.write(bytes)?);
+    let info = WalEncoder::new(level).encode_with_contents(key.as_str(), facts, plain, write)?;
     upload.finish()?;
     Ok(info)
 }
 
-/// As [`write_wal_object`], handing the object's bytes to `write`. `object` is its name for messages.
-///
-/// # Errors
-/// Those of `write` and of `plain`; more than 1 GiB.
-pub fn encode_wal_object(
-    object: &str,
-    facts: WalFacts,
-    plain: &mut dyn Read,
+/// Makes WAL objects, one after the other, in the same memory: about 3 MiB.
+pub(crate) struct WalEncoder {
     level: i32,
-    write: &mut dyn FnMut(&[u8]) -> Result<(), RepositoryError>,
-) -> Result<WalObjectInfo, RepositoryError> {
-    encode_wal_object_with_contents(object, facts, &mut WithoutContents(plain), level, write)
+    zstd: ZstdFrames,
+    input: Vec<u8>,
+    output: Vec<u8>,
 }
 
-/// As [`encode_wal_object`], for WAL whose records were looked at.
-///
-/// # Errors
-/// As [`encode_wal_object`].
-pub fn encode_wal_object_with_contents(
-    object: &str,
-    facts: WalFacts,
-    plain: &mut dyn WalSource,
-    level: i32,
-    write: &mut dyn FnMut(&[u8]) -> Result<(), RepositoryError>,
-) -> Result<WalObjectInfo, RepositoryError> {
-    let mut zstd = ZstdFrames::new(level, WAL_TABLE_LOG);
-    let mut stored_hash = Hasher::new();
-    let mut plain_hash = Hasher::new();
-    let mut stored_length = 0;
-    let mut plain_length = 0;
-    let mut emit = |bytes: &[u8], hash: &mut Hasher| {
-        hash.update(bytes);
-        stored_length += bytes.len() as u64;
-        write(bytes)
-    };
-    emit(&encode_head(facts), &mut stored_hash)?;
-
-    let mut input = vec![0; FRAME_BYTES];
-    let mut output = Vec::new();
-    loop {
-        let length = fill(plain, &mut input).map_err(|source| RepositoryError::Io {
-            action: format!("read the WAL for object \"{object}\""),
-            source,
-        })?;
-        // There is a frame even of nothing.
-        if length == 0 && plain_length > 0 {
-            break;
-        }
-        plain_hash.update(&input[..length]);
-        plain_length += length as u64;
-        if plain_length > PLAIN_LIMIT {
-            return Err(RepositoryError::Unwritable {
-                object: object.to_owned(),
-                problem: "a WAL segment has at most 1 GiB".to_owned(),
-            });
-        }
-        zstd.compress(&input[..length], &mut output)?;
-        emit(&output, &mut stored_hash)?;
-        if length < input.len() {
-            break;
+impl WalEncoder {
+    /// `level` is zstd's; 3 has parameters of its own.
+    pub(crate) fn new(level: i32) -> Self {
+        Self {
+            level,
+            zstd: ZstdFrames::new(level, WAL_TABLE_LOG),
+            input: vec![0; FRAME_BYTES],
+            output: Vec::new(),
         }
     }
 
-    let contents = plain.contents();
-    if let Some(contents) = &contents {
-        emit(&contents::encode(contents), &mut stored_hash)?;
+    /// The level that it was made with.
+    pub(crate) const fn level(&self) -> i32 {
+        self.level
     }
-    let plain_hash = plain_hash.finish();
-    let mut tail = Vec::with_capacity(TAIL_BYTES);
-    tail.extend_from_slice(&SKIPPABLE_MAGIC.to_le_bytes());
-    tail.extend_from_slice(&(TAIL_BYTES as u32 - 8).to_le_bytes());
-    tail.extend_from_slice(&TAIL_MAGIC);
-    tail.extend_from_slice(&plain_length.to_le_bytes());
-    tail.extend_from_slice(&(stored_length + TAIL_BYTES as u64).to_le_bytes());
-    tail.extend_from_slice(&plain_hash.0);
-    stored_hash.update(&tail);
-    let stored_hash = stored_hash.finish();
-    tail.extend_from_slice(&stored_hash.0);
-    write(&tail)?;
-    Ok(WalObjectInfo {
-        facts,
-        plain_length,
-        stored_length: stored_length + TAIL_BYTES as u64,
-        plain_hash,
-        stored_hash,
-        contents,
-    })
+
+    /// As [`WalEncoder::encode_with_contents`], of a file without records.
+    ///
+    /// # Errors
+    /// As [`WalEncoder::encode_with_contents`].
+    pub(crate) fn encode(
+        &mut self,
+        object: &str,
+        facts: WalFacts,
+        plain: &mut dyn Read,
+        write: &mut dyn FnMut(&[u8]) -> Result<(), RepositoryError>,
+    ) -> Result<WalObjectInfo, RepositoryError> {
+        self.encode_with_contents(object, facts, &mut WithoutContents(plain), write)
+    }
+
+    /// Compresses everything `plain` yields and hands the object's bytes to `write`. `object` is its name for messages.
+    ///
+    /// # Errors
+    /// Those of `write` and of `plain`; more than 1 GiB.
+    pub(crate) fn encode_with_contents(
+        &mut self,
+        object: &str,
+        facts: WalFacts,
+        plain: &mut dyn WalSource,
+        write: &mut dyn FnMut(&[u8]) -> Result<(), RepositoryError>,
+    ) -> Result<WalObjectInfo, RepositoryError> {
+        let mut stored_hash = Hasher::new();
+        let mut plain_hash = Hasher::new();
+        let mut stored_length = 0;
+        let mut plain_length = 0;
+        let mut emit = |bytes: &[u8], hash: &mut Hasher| {
+            hash.update(bytes);
+            stored_length += bytes.len() as u64;
+            write(bytes)
+        };
+        emit(&encode_head(facts), &mut stored_hash)?;
+
+        loop {
+            let length = fill(plain, &mut self.input).map_err(|source| RepositoryError::Io {
+                action: format!("read the WAL for object \"{object}\""),
+                source,
+            })?;
+            // There is a frame even of nothing.
+            if length == 0 && plain_length > 0 {
+                break;
+            }
+            plain_hash.update(&self.input[..length]);
+            plain_length += length as u64;
+            if plain_length > PLAIN_LIMIT {
+                return Err(RepositoryError::Unwritable {
+                    object: object.to_owned(),
+                    problem: "a WAL segment has at most 1 GiB".to_owned(),
+                });
+            }
+            self.zstd
+                .compress(&self.input[..length], &mut self.output)?;
+            emit(&self.output, &mut stored_hash)?;
+            if length < self.input.len() {
+                break;
+            }
+        }
+
+        let contents = plain.contents();
+        if let Some(contents) = &contents {
+            emit(&contents::encode(contents), &mut stored_hash)?;
+        }
+        let plain_hash = plain_hash.finish();
+        let mut tail = Vec::with_capacity(TAIL_BYTES);
+        tail.extend_from_slice(&SKIPPABLE_MAGIC.to_le_bytes());
+        tail.extend_from_slice(&(TAIL_BYTES as u32 - 8).to_le_bytes());
+        tail.extend_from_slice(&TAIL_MAGIC);
+        tail.extend_from_slice(&plain_length.to_le_bytes());
+        tail.extend_from_slice(&(stored_length + TAIL_BYTES as u64).to_le_bytes());
+        tail.extend_from_slice(&plain_hash.0);
+        stored_hash.update(&tail);
+        let stored_hash = stored_hash.finish();
+        tail.extend_from_slice(&stored_hash.0);
+        write(&tail)?;
+        Ok(WalObjectInfo {
+            facts,
+            plain_length,
+            stored_length: stored_length + TAIL_BYTES as u64,
+            plain_hash,
+            stored_hash,
+            contents,
+        })
+    }
 }
 
 /// Reads until the buffer is full or there is no more.

@@ -21,29 +21,33 @@ const IN_MEMORY_BYTES: usize = 64 << 20;
 pub(super) struct NewObject<'a> {
     store: &'a dyn Store,
     key: &'a Key,
+    memory: &'a mut Vec<u8>,
     made: Made,
 }
 
 enum Made {
-    Memory(Vec<u8>),
+    Memory,
     Upload(Box<dyn Upload>),
     /// Too large for memory, and its name is taken: its bytes are wanted only for their hash.
     Taken,
 }
 
 impl<'a> NewObject<'a> {
-    pub(super) fn new(store: &'a dyn Store, key: &'a Key) -> Self {
+    /// What `memory` holds is forgotten; whoever has it back may use it for the next one.
+    pub(super) fn new(store: &'a dyn Store, key: &'a Key, memory: &'a mut Vec<u8>) -> Self {
+        memory.clear();
         Self {
             store,
             key,
-            made: Made::Memory(Vec::new()),
+            memory,
+            made: Made::Memory,
         }
     }
 
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), RepositoryError> {
-        if let Made::Memory(made) = &mut self.made {
-            if made.len() + bytes.len() <= IN_MEMORY_BYTES {
-                made.extend_from_slice(bytes);
+        if matches!(self.made, Made::Memory) {
+            if self.memory.len() + bytes.len() <= IN_MEMORY_BYTES {
+                self.memory.extend_from_slice(bytes);
                 return Ok(());
             }
             // No store can upload in parts on condition, so look before it, and after it once more.
@@ -51,11 +55,13 @@ impl<'a> NewObject<'a> {
                 Ok(_) => Made::Taken,
                 Err(error) if error.is_not_found() => {
                     let mut upload = self.store.upload(self.key)?;
-                    upload.write(made)?;
+                    upload.write(self.memory)?;
                     Made::Upload(upload)
                 }
                 Err(error) => return Err(error.into()),
             };
+            // So much is not kept for the next one.
+            *self.memory = Vec::new();
         }
         if let Made::Upload(upload) = &mut self.made {
             upload.write(bytes)?;
@@ -75,8 +81,8 @@ impl<'a> NewObject<'a> {
         still_there(store)?;
         let mut ours = None;
         let written = match self.made {
-            Made::Memory(made) => {
-                let made = Bytes::from(made);
+            Made::Memory => {
+                let made = Bytes::from(std::mem::take(self.memory));
                 ours = Some(made.clone());
                 store.create(key, made).map(|()| true)
             }
@@ -94,6 +100,11 @@ impl<'a> NewObject<'a> {
             Err(error) => return Err(error.into()),
         };
         if certain {
+            // Ours again, unless the store still holds it.
+            if let Some(Ok(mut made)) = ours.map(Bytes::try_into_mut) {
+                made.clear();
+                *self.memory = made.into();
+            }
             return Ok(Stored::New(info));
         }
         compare(store, key, info, what, start, None).map(Stored::New)

@@ -13,12 +13,13 @@ use super::names::ArchivedName;
 use super::object::NewObject;
 use super::read::{Bounded, contents_of, read_object};
 use super::store_segment::check_header;
+use super::workplace::Workplace;
 use super::{PIECE_BYTES_LIMIT, Piece, Stored, WalArchive};
 use crate::hash::Hash;
 use crate::layout;
 use crate::repository_error::RepositoryError;
 use crate::store::{Key, list_all};
-use crate::wal_object::{WalFacts, WalSource, encode_wal_object_with_contents};
+use crate::wal_object::{WalFacts, WalSource};
 
 /// How many requests are under way at once: pieces are small, and each answer takes its time.
 const AT_ONCE: usize = 16;
@@ -67,11 +68,14 @@ impl WalArchive {
             system_identifier: piece.system_identifier,
             timeline: piece.timeline,
         };
-        let mut new = NewObject::new(&*self.store, &key);
         let mut source = PieceSource(piece.bytes, piece.contents);
-        let write = &mut |bytes: &[u8]| new.write(bytes);
-        let info = encode_wal_object_with_contents(key.as_str(), facts, &mut source, level, write)?;
-        new.finish(info, &segment.name(size), Some(range.start))
+        self.workplaces
+            .lend(level, |Workplace { encoder, object }| {
+                let mut new = NewObject::new(&*self.store, &key, object);
+                let write = &mut |bytes: &[u8]| new.write(bytes);
+                let info = encoder.encode_with_contents(key.as_str(), facts, &mut source, write)?;
+                new.finish(info, &segment.name(size), Some(range.start))
+            })
     }
 
     /// Writes the bytes of a WAL segment from its beginning as far as the archive has them without a hole, no padding after

@@ -11,10 +11,11 @@ use leeward_pgformat::{
 
 use super::names::timeline_of_file;
 use super::object::NewObject;
+use super::workplace::Workplace;
 use super::{Stored, WalArchive};
 use crate::layout;
 use crate::repository_error::RepositoryError;
-use crate::wal_object::{WalFacts, WalSource, encode_wal_object, encode_wal_object_with_contents};
+use crate::wal_object::{WalFacts, WalSource};
 
 /// The most bytes of a timeline history file or backup history file. The server's own are a few kB.
 pub(super) const FILE_LIMIT: u64 = 1 << 20;
@@ -44,18 +45,18 @@ impl WalArchive {
             system_identifier,
             timeline: segment.timeline,
         };
-        let mut new = NewObject::new(&*self.store, &key);
         let mut wal = SoundWal::open(segment, size, system_identifier, plain)?;
-        let encoded =
-            encode_wal_object_with_contents(key.as_str(), facts, &mut wal, level, &mut |bytes| {
-                new.write(bytes)
-            });
-        // Why reading ended says more than that it did.
-        if let Some(failure) = wal.failure.take() {
-            return Err(failure);
-        }
-        let info = encoded?;
-        new.finish(info, &wal.name, Some(segment.start_lsn(size)))
+        self.workplaces
+            .lend(level, |Workplace { encoder, object }| {
+                let mut new = NewObject::new(&*self.store, &key, object);
+                let write = &mut |bytes: &[u8]| new.write(bytes);
+                let encoded = encoder.encode_with_contents(key.as_str(), facts, &mut wal, write);
+                // Why reading ended says more than that it did.
+                if let Some(failure) = wal.failure.take() {
+                    return Err(failure);
+                }
+                new.finish(encoded?, &wal.name, Some(segment.start_lsn(size)))
+            })
     }
 
     /// Stores a timeline history file or a backup history file, by its name in PostgreSQL; durable when this returns.
@@ -95,12 +96,14 @@ impl WalArchive {
             system_identifier,
             timeline,
         };
-        let mut new = NewObject::new(&*self.store, &key);
         let mut plain = content;
-        let info = encode_wal_object(key.as_str(), facts, &mut plain, FILE_LEVEL, &mut |bytes| {
-            new.write(bytes)
-        })?;
-        new.finish(info, name, None)
+        self.workplaces
+            .lend(FILE_LEVEL, |Workplace { encoder, object }| {
+                let mut new = NewObject::new(&*self.store, &key, object);
+                let write = &mut |bytes: &[u8]| new.write(bytes);
+                let info = encoder.encode(key.as_str(), facts, &mut plain, write)?;
+                new.finish(info, name, None)
+            })
     }
 }
 
