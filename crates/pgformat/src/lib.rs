@@ -11,6 +11,7 @@
 //! | [`timeline`] | timeline history files: which timeline an LSN belongs to |
 //! | [`control_file`] | `global/pg_control` |
 //! | [`page`] | page header, page checksum, all-zero pages |
+//! | [`page_transform`] | pages taken apart into streams that compress well, and put together again |
 //! | [`relation`] | relation file names: path to tablespace, database, relation, fork, segment, and back |
 //! | [`classify`](mod@classify) | what each file of a data directory is to a backup: which to copy, which to leave |
 //! | [`backup_label`] | the `backup_label` file |
@@ -26,6 +27,7 @@ mod error;
 mod id;
 mod lsn;
 pub mod page;
+pub mod page_transform;
 pub mod relation;
 pub mod tablespace_map;
 pub mod timeline;

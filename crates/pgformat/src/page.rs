@@ -19,7 +19,7 @@ const VALID_FLAGS: u16 = 0x0007;
 
 /// `pd_pagesize_version` of each page since 8.3: the page size, with layout version 4 in the low byte
 /// (`PG_PAGE_LAYOUT_VERSION`).
-const PAGE_SIZE_AND_VERSION: u16 = PAGE_SIZE as u16 | 4;
+pub(crate) const PAGE_SIZE_AND_VERSION: u16 = PAGE_SIZE as u16 | 4;
 
 /// What [`check_page`] finds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

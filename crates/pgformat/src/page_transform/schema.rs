@@ -1,0 +1,271 @@
+//! Schemas: where in a row the values of its columns lie.
+//!
+//! What a column is stands in PostgreSQL's catalogs, which are not at hand; but its length and alignment can be read off the
+//! rows themselves (see `infer`), and that is all it takes. A row that does not follow, byte by byte, the rules by which
+//! PostgreSQL forms tuples (`heap_fill_tuple` in `access/common/heaptuple.c`) is left whole.
+
+use super::TransformDamage;
+use super::words::Mode;
+use crate::u32_at;
+
+/// Length and alignment of a column's values (`attlen`, `attalign`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Shape {
+    /// Bytes; 0: varying, told by each value.
+    pub length: usize,
+    pub align: usize,
+}
+
+/// Every shape a column can be found to have, by its number in the stored bytes.
+pub(super) const SHAPES: [Shape; 9] = [
+    Shape {
+        length: 0,
+        align: 4,
+    },
+    Shape {
+        length: 0,
+        align: 8,
+    },
+    Shape {
+        length: 1,
+        align: 1,
+    },
+    Shape {
+        length: 2,
+        align: 2,
+    },
+    Shape {
+        length: 4,
+        align: 4,
+    },
+    Shape {
+        length: 8,
+        align: 8,
+    },
+    // uuid; interval and point; name
+    Shape {
+        length: 16,
+        align: 1,
+    },
+    Shape {
+        length: 16,
+        align: 8,
+    },
+    Shape {
+        length: 64,
+        align: 1,
+    },
+];
+
+/// Columns that a schema has at most: a bit each in a word.
+pub(super) const COLUMNS: usize = 64;
+
+/// Schemas that a frame has at most: one for each of its relations, or nearly.
+pub(super) const SCHEMAS: usize = 16;
+
+/// A column: its shape, which is [`SHAPES`]' of this number, and how values of a number's length are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Column {
+    number: u8,
+    pub shape: Shape,
+    pub mode: Mode,
+}
+
+impl Column {
+    /// A column of the shape of this number, its values written as they are.
+    pub(super) fn new(number: u8) -> Option<Self> {
+        let shape = *SHAPES.get(usize::from(number))?;
+        Some(Self {
+            number,
+            shape,
+            mode: Mode::Plain,
+        })
+    }
+
+    /// Bytes of a row of its streams: values of varying length have one for their headers and one for what follows them, numbers
+    /// that may be exceptions a second one for these, others one; 0: there is no second.
+    fn widths(self) -> [usize; 2] {
+        match (self.shape.length, self.mode) {
+            (0, _) => [1, 1],
+            (8, Mode::Decimal(_) | Mode::DecimalDifference(_)) => [8, 8],
+            (length @ (2 | 4 | 8), _) => [length, 0],
+            _ => [1, 0],
+        }
+    }
+
+    pub(super) fn streams(self) -> usize {
+        1 + usize::from(self.widths()[1] > 0)
+    }
+}
+
+/// The columns of a relation's rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Schema {
+    pub columns: Vec<Column>,
+}
+
+/// A row as it lies in its tuple.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Row<'a> {
+    /// How many columns it has; the relation may have got more since.
+    pub columns: usize,
+    /// A bit for each column, set where there is a value.
+    pub present: u64,
+    pub bytes: &'a [u8],
+}
+
+impl Row<'_> {
+    pub(super) fn has(&self, column: usize) -> bool {
+        self.present >> column & 1 == 1
+    }
+}
+
+/// Where a value begins and ends in a row, the padding before it left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Span {
+    pub start: u16,
+    pub end: u16,
+}
+
+impl Span {
+    /// There is no value.
+    pub(super) const NULL: Self = Self {
+        start: u16::MAX,
+        end: 0,
+    };
+
+    pub(super) fn of<'a>(&self, row: &'a [u8]) -> Option<&'a [u8]> {
+        (*self != Self::NULL).then(|| &row[usize::from(self.start)..usize::from(self.end)])
+    }
+}
+
+/// The value of this shape behind `offset`; `None`: there cannot be one.
+#[inline(always)]
+pub(super) fn span(shape: Shape, row: &[u8], offset: usize) -> Option<Span> {
+    let (mut start, mut length) = (offset, shape.length);
+    if length == 0
+        && let first = *row.get(offset)?
+        && first & 1 == 1
+    {
+        length = short_length(first);
+        if first == EXTERNAL && row.get(offset + 1) != Some(&ON_DISK) {
+            return None;
+        }
+    } else {
+        start = aligned(offset, shape.align);
+        if start != offset && row.get(offset..start)?.iter().any(|byte| *byte != 0) {
+            return None;
+        }
+        if length == 0 {
+            length = long_length(row.get(start..start + LONG)?)?;
+        }
+    }
+    let end = start + length;
+    (end <= row.len()).then_some(Span {
+        start: start as u16,
+        end: end as u16,
+    })
+}
+
+/// The next multiple of a power of two.
+#[inline]
+pub(super) fn aligned(offset: usize, align: usize) -> usize {
+    (offset + align - 1) & !(align - 1)
+}
+
+/// Bytes of the header of a value that is not short (`VARHDRSZ`).
+pub(super) const LONG: usize = 4;
+
+/// First byte of a value that lies in the TOAST table (`VARATT_IS_1B_E`), tag and length of such a pointer
+/// (`VARTAG_ONDISK`, `varatt_external`).
+const EXTERNAL: u8 = 1;
+const ON_DISK: u8 = 18;
+const EXTERNAL_LENGTH: usize = 18;
+
+/// Length of a value whose header is one byte (`VARSIZE_1B`, `VARSIZE_EXTERNAL`), header and all.
+#[inline]
+pub(super) fn short_length(first: u8) -> usize {
+    if first == EXTERNAL {
+        EXTERNAL_LENGTH
+    } else {
+        usize::from(first >> 1)
+    }
+}
+
+/// Length of a value whose header is four bytes, compressed or not (`VARSIZE_4B`), header and all.
+pub(super) fn long_length(header: &[u8]) -> Option<usize> {
+    let header = u32_at(header, 0);
+    let length = (header >> 2) as usize;
+    (header & 1 == 0 && length >= LONG).then_some(length)
+}
+
+impl Schema {
+    /// Where the row's values lie: a span for each column of the schema. `false`: the row is not one of this schema.
+    #[inline]
+    pub(super) fn find(&self, row: &Row<'_>, spans: &mut [Span]) -> bool {
+        let columns = &self.columns[..];
+        if row.columns > columns.len() {
+            return false;
+        }
+        let (given, missing) = spans.split_at_mut(row.columns);
+        missing.fill(Span::NULL);
+        let mut offset = 0;
+        let mut present = row.present;
+        for (found, column) in given.iter_mut().zip(columns) {
+            let has = present & 1 == 1;
+            present >>= 1;
+            if !has {
+                *found = Span::NULL;
+                continue;
+            }
+            let Some(span) = span(column.shape, row.bytes, offset) else {
+                return false;
+            };
+            offset = usize::from(span.end);
+            *found = span;
+        }
+        offset == row.bytes.len()
+    }
+
+    /// Widths of the streams of its columns.
+    pub(super) fn widths(&self) -> impl Iterator<Item = usize> {
+        self.columns.iter().flat_map(|column| {
+            let widths = column.widths();
+            widths.into_iter().take_while(|width| *width > 0)
+        })
+    }
+
+    /// A byte for the number of columns; two for each.
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        out.push(self.columns.len() as u8);
+        for column in &self.columns {
+            out.extend_from_slice(&[column.number, column.mode.number()]);
+        }
+    }
+
+    /// The schema at the beginning of `bytes`, which then begin behind it.
+    pub(super) fn read(bytes: &mut &[u8]) -> Result<Self, TransformDamage> {
+        const IMPOSSIBLE: TransformDamage = TransformDamage("a schema is impossible");
+        let (count, rest) = bytes.split_first().ok_or(IMPOSSIBLE)?;
+        let count = usize::from(*count);
+        let (pairs, rest) = rest.split_at_checked(count * 2).ok_or(IMPOSSIBLE)?;
+        *bytes = rest;
+        if count > COLUMNS {
+            return Err(IMPOSSIBLE);
+        }
+        let column = |[number, mode]: &[u8; 2]| {
+            let column = Column {
+                mode: Mode::from_number(*mode)?,
+                ..Column::new(*number)?
+            };
+            column.mode.fits(column.shape.length).then_some(column)
+        };
+        let (pairs, _) = pairs.as_chunks::<2>();
+        let columns = pairs
+            .iter()
+            .map(column)
+            .collect::<Option<_>>()
+            .ok_or(IMPOSSIBLE)?;
+        Ok(Self { columns })
+    }
+}

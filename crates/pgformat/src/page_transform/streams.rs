@@ -1,0 +1,344 @@
+//! Streams: bytes of one meaning from all pages of a frame, one behind the other.
+
+use super::TransformDamage;
+use super::planes::{join, split};
+use super::schema::Schema;
+
+/// What each stream holds, in the order in which they are written. `docs/format.md` draws every one of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub(super) enum Stream {
+    PageKind,
+    PageHeader,
+    Special16,
+    SpecialOther,
+    Pointer,
+    PointerOffset,
+    PointerLength,
+    RegularLength,
+    HeapControl,
+    Xmin,
+    XminNear,
+    Xmax,
+    XmaxNear,
+    Cid,
+    Ctid,
+    Infomasks,
+    HeapPrefix,
+    RowSchema,
+    IndexControl,
+    Tid,
+    TidNear,
+    Posting,
+    PostingNear,
+    PostingFar,
+    PostingBlock,
+    PostingOffset,
+    PostingTail,
+    /// The first of [`HEAP_WORDS`] streams.
+    HeapWords,
+    /// The first of [`INDEX_WORDS`] streams.
+    IndexWords = Self::HeapWords as usize + HEAP_WORDS,
+    KeyFirst = Self::IndexWords as usize + INDEX_WORDS,
+    KeyShared,
+    IndexRest,
+    HeapRest,
+    ItemRest,
+    Padding,
+    Cells,
+    Hole,
+    Raw,
+}
+
+/// Words of a row that have streams of their own, at most.
+pub(super) const HEAP_WORDS: usize = 16;
+
+/// Words of an index key that have streams of their own, at most.
+pub(super) const INDEX_WORDS: usize = 8;
+
+const COUNT: usize = Stream::Raw as usize + 1;
+
+/// Bytes of a row of each stream; streams of more than one are stored as planes.
+const WIDTHS: [usize; COUNT] = {
+    let mut widths = [1; COUNT];
+    widths[Stream::PageHeader as usize] = 20;
+    widths[Stream::Special16 as usize] = 16;
+    widths[Stream::PointerOffset as usize] = 2;
+    widths[Stream::PointerLength as usize] = 2;
+    widths[Stream::RegularLength as usize] = 2;
+    widths[Stream::Xmin as usize] = 4;
+    widths[Stream::Xmax as usize] = 4;
+    widths[Stream::Cid as usize] = 4;
+    widths[Stream::Ctid as usize] = 6;
+    widths[Stream::Infomasks as usize] = 4;
+    widths[Stream::Tid as usize] = 6;
+    widths[Stream::TidNear as usize] = 3;
+    widths[Stream::Posting as usize] = 4;
+    widths[Stream::PostingFar as usize] = 2;
+    widths[Stream::PostingBlock as usize] = 4;
+    widths[Stream::PostingOffset as usize] = 2;
+    let mut word = Stream::HeapWords as usize;
+    while word < Stream::KeyFirst as usize {
+        widths[word] = 8;
+        word += 1;
+    }
+    widths
+};
+
+/// Streams being filled; used again from frame to frame.
+pub(super) struct Streams {
+    bytes: [Vec<u8>; COUNT],
+    /// Those of the schemas' columns, and the bytes of a row in each; the first vectors are in use.
+    columns: Vec<Vec<u8>>,
+    column_widths: Vec<usize>,
+}
+
+impl Streams {
+    pub(super) fn new() -> Self {
+        Self {
+            bytes: std::array::from_fn(|_| Vec::new()),
+            columns: Vec::new(),
+            column_widths: Vec::new(),
+        }
+    }
+
+    /// Empties every stream, and has streams for the columns of these schemas.
+    pub(super) fn begin(&mut self, schemas: &[Schema]) {
+        self.column_widths.clear();
+        self.column_widths
+            .extend(schemas.iter().flat_map(Schema::widths));
+        if self.columns.len() < self.column_widths.len() {
+            self.columns.resize_with(self.column_widths.len(), Vec::new);
+        }
+        self.bytes.iter_mut().for_each(Vec::clear);
+        self.columns.iter_mut().for_each(Vec::clear);
+    }
+
+    /// Adds a row, or bytes.
+    #[inline]
+    pub(super) fn put(&mut self, stream: Stream, bytes: &[u8]) {
+        self.bytes[stream as usize].extend_from_slice(bytes);
+    }
+
+    #[inline]
+    pub(super) fn put_byte(&mut self, stream: Stream, byte: u8) {
+        self.bytes[stream as usize].push(byte);
+    }
+
+    /// Adds bytes, as many as the iterator has.
+    #[inline]
+    pub(super) fn put_bytes(&mut self, stream: Stream, bytes: impl ExactSizeIterator<Item = u8>) {
+        self.bytes[stream as usize].extend(bytes);
+    }
+
+    /// Adds `count` rows, which are still zeros.
+    #[inline]
+    pub(super) fn add<const WIDTH: usize>(
+        &mut self,
+        stream: Stream,
+        count: usize,
+    ) -> &mut [[u8; WIDTH]] {
+        add_rows(&mut self.bytes[stream as usize], count)
+    }
+
+    /// Adds `count` rows to the word stream number `word` of those that begin at `first`; they are still zeros.
+    #[inline]
+    pub(super) fn add_words(&mut self, first: Stream, word: usize, count: usize) -> &mut [[u8; 8]] {
+        add_rows(&mut self.bytes[first as usize + word], count)
+    }
+
+    /// Adds a row to the word stream number `word` of those that begin at `first`.
+    #[inline]
+    pub(super) fn put_word(&mut self, first: Stream, word: usize, value: u64) {
+        self.bytes[first as usize + word].extend_from_slice(&value.to_le_bytes());
+    }
+
+    /// The streams of columns from this one on.
+    pub(super) fn column(&mut self, stream: usize) -> &mut [Vec<u8>] {
+        &mut self.columns[stream..]
+    }
+
+    /// Appends the lengths of all streams, then the streams.
+    pub(super) fn write(&self, out: &mut Vec<u8>) {
+        let columns = self.columns.iter().zip(self.column_widths.iter().copied());
+        let streams = || self.bytes.iter().zip(WIDTHS).chain(columns.clone());
+        streams().for_each(|(bytes, _)| put_varint(bytes.len(), out));
+        streams().for_each(|(bytes, width)| split(bytes, width, out));
+    }
+}
+
+pub(super) fn add_rows<const WIDTH: usize>(
+    stream: &mut Vec<u8>,
+    count: usize,
+) -> &mut [[u8; WIDTH]] {
+    let start = stream.len();
+    stream.resize(start + count * WIDTH, 0);
+    stream[start..].as_chunks_mut().0
+}
+
+/// Streams being read: what is left of each.
+pub(super) struct Source<'a> {
+    left: [&'a [u8]; COUNT],
+    columns: Vec<&'a [u8]>,
+}
+
+impl<'a> Source<'a> {
+    /// Finds the streams in `bytes`, which are nothing else; rows are put together in `rows`.
+    pub(super) fn new(
+        bytes: &'a [u8],
+        schemas: &[Schema],
+        rows: &'a mut Vec<u8>,
+    ) -> Result<Self, TransformDamage> {
+        let widths = || {
+            WIDTHS
+                .into_iter()
+                .chain(schemas.iter().flat_map(Schema::widths))
+        };
+        let mut at = bytes;
+        let mut lengths = Vec::new();
+        for width in widths() {
+            let length = take_varint(&mut at)?;
+            if length % width != 0 {
+                return Err(TransformDamage("a stream ends within a row"));
+            }
+            lengths.push(length);
+        }
+        let mut streams = Vec::with_capacity(lengths.len());
+        for length in lengths {
+            let (stream, rest) = at
+                .split_at_checked(length)
+                .ok_or(TransformDamage("a stream is longer than the frame"))?;
+            streams.push(stream);
+            at = rest;
+        }
+        if !at.is_empty() {
+            return Err(TransformDamage("there are bytes behind the last stream"));
+        }
+        let wide = |(_, width): &(&mut &[u8], usize)| *width > 1;
+        rows.clear();
+        for (stream, width) in streams.iter_mut().zip(widths()).filter(wide) {
+            join(stream, width, rows);
+        }
+        let mut joined: &[u8] = rows;
+        for (stream, _) in streams.iter_mut().zip(widths()).filter(wide) {
+            (*stream, joined) = joined.split_at(stream.len());
+        }
+        let columns = streams.split_off(COUNT);
+        let mut left: [&[u8]; COUNT] = [&[]; COUNT];
+        left.copy_from_slice(&streams);
+        Ok(Self { left, columns })
+    }
+
+    /// What is left of a column's stream, and of the one behind it.
+    pub(super) fn column(&self, stream: usize) -> [&'a [u8]; 2] {
+        [0, 1].map(|next| self.columns.get(stream + next).copied().unwrap_or_default())
+    }
+
+    /// What is now left of them.
+    pub(super) fn put_back(&mut self, stream: usize, left: [&'a [u8]; 2]) {
+        for (slot, left) in self.columns[stream..].iter_mut().zip(left) {
+            *slot = left;
+        }
+    }
+
+    /// The next row.
+    #[inline]
+    pub(super) fn row<const WIDTH: usize>(
+        &mut self,
+        stream: Stream,
+    ) -> Result<[u8; WIDTH], TransformDamage> {
+        let left = &mut self.left[stream as usize];
+        let (row, rest) = left.split_first_chunk().ok_or(ENDS)?;
+        *left = rest;
+        Ok(*row)
+    }
+
+    #[inline]
+    pub(super) fn byte(&mut self, stream: Stream) -> Result<u8, TransformDamage> {
+        let [byte] = self.row(stream)?;
+        Ok(byte)
+    }
+
+    /// The next `count` rows.
+    pub(super) fn rows<const WIDTH: usize>(
+        &mut self,
+        stream: Stream,
+        count: usize,
+    ) -> Result<&'a [[u8; WIDTH]], TransformDamage> {
+        Ok(self.bytes(stream, count * WIDTH)?.as_chunks().0)
+    }
+
+    /// The next `count` rows of the word stream number `word` of those that begin at `first`.
+    pub(super) fn words(
+        &mut self,
+        first: Stream,
+        word: usize,
+        count: usize,
+    ) -> Result<&'a [[u8; 8]], TransformDamage> {
+        let left = &mut self.left[first as usize + word];
+        let (rows, rest) = left.split_at_checked(count * 8).ok_or(ENDS)?;
+        *left = rest;
+        Ok(rows.as_chunks().0)
+    }
+
+    /// The next row of the word stream number `word` of those that begin at `first`.
+    #[inline]
+    pub(super) fn word(&mut self, first: Stream, word: usize) -> Result<u64, TransformDamage> {
+        let left = &mut self.left[first as usize + word];
+        let (row, rest) = left.split_first_chunk().ok_or(ENDS)?;
+        *left = rest;
+        Ok(u64::from_le_bytes(*row))
+    }
+
+    /// The next bytes.
+    #[inline]
+    pub(super) fn bytes(
+        &mut self,
+        stream: Stream,
+        count: usize,
+    ) -> Result<&'a [u8], TransformDamage> {
+        let left = &mut self.left[stream as usize];
+        let (bytes, rest) = left.split_at_checked(count).ok_or(ENDS)?;
+        *left = rest;
+        Ok(bytes)
+    }
+
+    /// Whether nothing is left.
+    pub(super) fn finish(&self) -> Result<(), TransformDamage> {
+        if self
+            .left
+            .iter()
+            .chain(&self.columns)
+            .all(|left| left.is_empty())
+        {
+            Ok(())
+        } else {
+            Err(TransformDamage("a stream is longer than the pages need"))
+        }
+    }
+}
+
+const ENDS: TransformDamage = TransformDamage("a stream ends too early");
+
+/// Seven bits a byte, the least first, the last byte below 128.
+fn put_varint(mut value: usize, out: &mut Vec<u8>) {
+    while value >= 128 {
+        out.push(value as u8 | 128);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+/// At most four bytes: 256 MiB, far more than a frame has.
+fn take_varint(bytes: &mut &[u8]) -> Result<usize, TransformDamage> {
+    let mut value = 0;
+    for shift in [0, 7, 14, 21] {
+        let (byte, rest) = bytes.split_first().ok_or(ENDS)?;
+        *bytes = rest;
+        value |= usize::from(byte & 127) << shift;
+        if *byte < 128 {
+            return Ok(value);
+        }
+    }
+    Err(TransformDamage("the length of a stream is impossible"))
+}
