@@ -128,7 +128,9 @@ impl PageTransform {
             blocks.len()
         );
         let choice = match known {
-            Some(choice) if choice.rows >= ROWS_OF_CHOICE && is_one_stretch(blocks) => {
+            Some(choice)
+                if choice.rows >= ROWS_OF_CHOICE && choose::stretch(blocks) == blocks.len() =>
+            {
                 choice.clone()
             }
             _ => choose::choose(pages, blocks, known, &mut self.items),
@@ -170,13 +172,6 @@ impl PageTransform {
         }
         source.finish()
     }
-}
-
-/// Whether the pages lie one behind the other: in one relation, as far as can be seen.
-fn is_one_stretch(blocks: &[BlockNumber]) -> bool {
-    blocks
-        .windows(2)
-        .all(|pair| pair[0].0.wrapping_add(1) == pair[1].0)
 }
 
 #[cfg(test)]

@@ -90,20 +90,23 @@ pub(super) fn choose(
     }
 }
 
-/// Pages of consecutive blocks: of one relation, as far as can be seen.
+/// How many of these blocks, from the first on, lie one behind the other: in one relation, as far as can be seen.
+pub(super) fn stretch(blocks: &[BlockNumber]) -> usize {
+    let next = |pair: &&[BlockNumber]| pair[0].0.wrapping_add(1) == pair[1].0;
+    let follow = blocks.windows(2).take_while(next).count();
+    blocks.len().min(1) + follow
+}
+
+/// The pages of each stretch.
 fn stretches<'a>(
     mut pages: &'a [[u8; PAGE_SIZE]],
     mut blocks: &'a [BlockNumber],
 ) -> impl Iterator<Item = &'a [[u8; PAGE_SIZE]]> {
     std::iter::from_fn(move || {
-        let first = blocks.first()?.0;
-        let length = (first..)
-            .zip(blocks)
-            .take_while(|(next, block)| *next == block.0)
-            .count();
-        let (stretch, rest) = pages.split_at(length);
+        let length = stretch(blocks);
+        let (first, rest) = pages.split_at(length);
         (pages, blocks) = (rest, &blocks[length..]);
-        Some(stretch)
+        (length > 0).then_some(first)
     })
 }
 
