@@ -1,6 +1,8 @@
 //! Choosing how a frame is written, from samples of its rows: the shapes of columns, and which words and numbers gain by which
 //! form.
 
+use std::sync::LazyLock;
+
 use super::anatomy::{Item, Kind, examine, stored};
 use super::rows::widened;
 use super::schema::{Column, Row, SCHEMAS, Schema, Span};
@@ -179,15 +181,26 @@ fn best(
     if values.is_empty() {
         return None;
     }
+    // Numbers of which none has a whole one without its point are none with decimals.
+    let few = &values[..values.len().min(8)];
+    let possible = |mode: &Mode| {
+        few.iter()
+            .any(|value| mode.encode(*value, *value, length).is_some())
+    };
     modes
         .into_iter()
+        .filter(possible)
         .map(|mode| (bits(values, mode, length), mode))
         .min_by(|(a, _), (b, _)| a.total_cmp(b))
 }
 
-/// Bits a value in this form, as if each of its planes were coded by how often each byte occurs.
+/// Bits a value in this form, as if each of its planes were coded by how often each byte occurs. A sample shows fewer different
+/// bytes than there are; the second term makes up for some (Miller and Madow).
 fn bits(values: &[u64], mode: Mode, length: usize) -> f32 {
     let mut counts = [[0_u16; 256]; 8];
+    // Over all planes: each count times its logarithm, and how many different bytes there are.
+    let (mut weighted, mut different) = (0.0, 0);
+    let steps = &*STEPS;
     let mut before = values[0];
     let mut exceptions = 0_u16;
     for value in values {
@@ -195,28 +208,27 @@ fn bits(values: &[u64], mode: Mode, length: usize) -> f32 {
             exceptions += 1;
             Mode::EXCEPTION
         });
-        for (plane, byte) in counts.iter_mut().zip(coded.to_le_bytes()) {
-            plane[usize::from(byte)] += 1;
+        for (plane, byte) in counts.iter_mut().zip(coded.to_le_bytes()).take(length) {
+            let count = &mut plane[usize::from(byte)];
+            weighted += steps[usize::from(*count)];
+            different += usize::from(*count == 0);
+            *count += 1;
         }
         before = *value;
     }
-    let planes: f32 = counts
-        .iter()
-        .take(length)
-        .map(|plane| entropy(plane, values.len()))
-        .sum();
-    planes + 64.0 * f32::from(exceptions) / values.len() as f32
+    let total = values.len() as f32;
+    let unseen = (different - length) as f32 / (2.0 * total * std::f32::consts::LN_2);
+    length as f32 * total.log2() - weighted / total + unseen + 64.0 * f32::from(exceptions) / total
 }
 
-/// Bits a byte. A sample shows fewer different bytes than there are; the second term makes up for some (Miller and
-/// Madow).
-fn entropy(counts: &[u16; 256], total: usize) -> f32 {
-    let (mut weighted, mut different) = (0.0, 0.0);
-    for count in counts.iter().filter(|count| **count > 0) {
-        let count = f32::from(*count);
-        weighted += count * count.log2();
-        different += 1.0;
-    }
-    let total = total as f32;
-    total.log2() - weighted / total + (different - 1.0) / (2.0 * total * std::f32::consts::LN_2)
-}
+/// By how much a count times its logarithm to the base of 2 grows when the count does by 1.
+static STEPS: LazyLock<[f32; ROWS]> = LazyLock::new(|| {
+    let weighted = |count: usize| count as f32 * (count as f32).log2();
+    std::array::from_fn(|count| {
+        if count > 0 {
+            weighted(count + 1) - weighted(count)
+        } else {
+            0.0
+        }
+    })
+});
