@@ -39,42 +39,52 @@ impl Kind {
     }
 }
 
-/// A line pointer. Where `length` is 0, nothing on the page belongs to it.
+/// A line pointer (`ItemIdData`), as it lies on the page. Where its length is 0, nothing on the page belongs to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Item {
-    pub offset: u16,
-    pub length: u16,
-    /// `lp_flags`: two bits.
-    pub flags: u8,
-}
+pub(super) struct Item(pub u32);
 
 impl Item {
-    pub(super) fn from_u32(pointer: u32) -> Self {
-        Self {
-            offset: (pointer & 0x7FFF) as u16,
-            flags: (pointer >> 15 & 3) as u8,
-            length: (pointer >> 17) as u16,
-        }
+    #[inline]
+    pub(super) fn new(offset: u16, length: u16, flags: u8) -> Self {
+        Self(u32::from(offset & 0x7FFF) | u32::from(flags & 3) << 15 | u32::from(length) << 17)
     }
 
-    pub(super) fn to_u32(self) -> u32 {
-        u32::from(self.offset) | u32::from(self.flags) << 15 | u32::from(self.length) << 17
+    /// `lp_off`.
+    #[inline]
+    pub(super) fn offset(self) -> u16 {
+        (self.0 & 0x7FFF) as u16
     }
 
+    /// `lp_flags`.
+    #[inline]
+    pub(super) fn flags(self) -> u8 {
+        (self.0 >> 15 & 3) as u8
+    }
+
+    /// `lp_len`.
+    #[inline]
+    pub(super) fn length(self) -> u16 {
+        (self.0 >> 17) as u16
+    }
+
+    #[inline]
     pub(super) fn start(self) -> usize {
-        usize::from(self.offset)
+        usize::from(self.offset())
     }
 
+    #[inline]
     pub(super) fn end(self) -> usize {
-        self.start() + usize::from(self.length)
+        self.start() + usize::from(self.length())
     }
 
     /// Bytes with the padding behind it (`MAXALIGN`).
+    #[inline]
     pub(super) fn room(self) -> usize {
-        usize::from(self.length).next_multiple_of(8)
+        usize::from(self.length()).next_multiple_of(8)
     }
 
     /// The end of the padding behind it.
+    #[inline]
     pub(super) fn room_end(self) -> usize {
         self.start() + self.room()
     }
@@ -84,7 +94,7 @@ impl Item {
 pub(super) fn stored(items: &[Item]) -> impl Iterator<Item = (u16, Item)> {
     (1..)
         .zip(items.iter().copied())
-        .filter(|(_, item)| item.length > 0)
+        .filter(|(_, item)| item.length() > 0)
 }
 
 /// What was found on a page that can be taken apart.
@@ -136,7 +146,7 @@ pub(super) fn examine(page: &[u8; PAGE_SIZE], items: &mut Vec<Item>) -> Anatomy 
     items.extend(
         pointers
             .iter()
-            .map(|pointer| Item::from_u32(u32::from_le_bytes(*pointer))),
+            .map(|pointer| Item(u32::from_le_bytes(*pointer))),
     );
     // Pages of indexes have a special space, those of tables have not; but a sequence's has.
     let bounds = upper..special;
@@ -166,21 +176,27 @@ fn walk(
     is_tuple: impl Fn(&[u8; PAGE_SIZE], Item) -> bool,
 ) -> Option<Anatomy> {
     let (mut tuples, mut padding) = (true, false);
-    let [mut regular, mut uniform] = [!items.is_empty(); 2];
-    let length = items.first().map_or(0, |item| item.length);
+    // What differs: gathered without a branch, since most pages differ somewhere.
+    let first = items.first().map_or(0, |item| item.0);
+    let (mut lengths, mut flags, mut gaps) = (0, 0, usize::from(items.is_empty()));
     let mut below = bounds.end;
     for item in items {
-        uniform &= item.length == length;
-        regular &= item.room_end() == below && item.flags == NORMAL && item.length > 0;
+        lengths |= item.0 ^ first;
+        flags |= item.flags() ^ NORMAL;
+        gaps |= item.room_end() ^ below;
         below = item.start();
-        if item.length > 0 {
-            if item.room_end() > bounds.end {
-                return None;
-            }
-            tuples &= is_tuple(page, *item);
-            padding |= has_padding(page, *item);
+        if item.length() == 0 {
+            gaps = usize::MAX;
+            continue;
         }
+        if item.room_end() > bounds.end {
+            return None;
+        }
+        tuples &= is_tuple(page, *item);
+        padding |= has_padding(page, *item);
     }
+    let regular = gaps == 0 && flags == 0;
+    let uniform = Item(lengths).length() == 0 && Item(first).length() > 0;
     let one_below_the_other = regular && below == bounds.start;
     if !one_below_the_other && !fill(items, bounds) {
         return None;
@@ -188,7 +204,7 @@ fn walk(
     Some(Anatomy {
         kind: if tuples { kind } else { Kind::Items },
         regular,
-        uniform: uniform && length > 0,
+        uniform,
         padding,
     })
 }
@@ -219,24 +235,24 @@ pub(super) const NORMAL: u8 = 1;
 /// `t_hoff` is aligned and within the tuple, behind the fixed header.
 #[inline]
 fn is_heap_tuple(page: &[u8; PAGE_SIZE], item: Item) -> bool {
-    if usize::from(item.length) <= HEAP_HEADER {
+    if usize::from(item.length()) <= HEAP_HEADER {
         return false;
     }
     let header = usize::from(page[item.start() + HEAP_HEADER - 1]);
-    header > HEAP_HEADER && header.is_multiple_of(8) && header <= usize::from(item.length)
+    header > HEAP_HEADER && header.is_multiple_of(8) && header <= usize::from(item.length())
 }
 
 /// The length in `t_info` is that of the line pointer.
 #[inline]
 fn is_index_tuple(page: &[u8; PAGE_SIZE], item: Item) -> bool {
-    usize::from(item.length) >= INDEX_HEADER
-        && u16_at(page, item.start() + 6) & INDEX_SIZE == item.length
+    usize::from(item.length()) >= INDEX_HEADER
+        && u16_at(page, item.start() + 6) & INDEX_SIZE == item.length()
 }
 
 /// Whether there is something behind the item, where the next one's alignment leaves room.
 #[inline]
 fn has_padding(page: &[u8; PAGE_SIZE], item: Item) -> bool {
-    let over = item.length % 8;
+    let over = item.length() % 8;
     over != 0 && u64_at(page, item.room_end() - 8) >> (over * 8) != 0
 }
 

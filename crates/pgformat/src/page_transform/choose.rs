@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use super::anatomy::{Item, Kind, examine, stored};
 use super::rows::widened;
-use super::schema::{Column, Row, SCHEMAS, Schema, Span};
+use super::schema::{Column, Row, SCHEMAS, Schema};
 use super::words::{Class, Mode, Plan};
 use super::{Choice, heap, index, infer};
 use crate::{BlockNumber, PAGE_SIZE};
@@ -65,10 +65,9 @@ pub(super) fn choose(
         }
         few.truncate(infer::ROWS);
         let fits = |schema: &Schema| {
-            let mut spans = vec![Span::NULL; schema.columns.len()];
             let found = few
                 .iter()
-                .filter(|row| schema.find(row, &mut spans))
+                .filter(|row| schema.values(row).is_some())
                 .count();
             found * 8 >= few.len() * 7
         };
@@ -121,16 +120,13 @@ fn schema(shapes: &[u8], rows: &[Row<'_>]) -> Schema {
             .collect(),
     };
     let mut values = vec![Vec::new(); shapes.len()];
-    let mut spans = vec![Span::NULL; shapes.len()];
     for row in rows {
-        if !schema.find(row, &mut spans) {
-            continue;
-        }
-        for ((values, column), span) in values.iter_mut().zip(&schema.columns).zip(&spans) {
-            if let Some(value) = span.of(row.bytes)
+        let found = schema.values(row).unwrap_or_default();
+        for ((values, column), span) in values.iter_mut().zip(&schema.columns).zip(found) {
+            if let Some(span) = span
                 && matches!(column.shape.length, 2 | 4 | 8)
             {
-                values.push(widened(value));
+                values.push(widened(&row.bytes[span]));
             }
         }
     }

@@ -4,11 +4,11 @@
 
 use super::TransformDamage;
 use super::anatomy::Item;
-use super::rows::{Place, Rows};
+use super::rows::{Place, Rows, widened};
 use super::schema::{COLUMNS, Row};
 use super::streams::{Source, Stream, Streams};
-use super::words::{Class, Plan, Words};
-use crate::{BlockNumber, PAGE_SIZE, u16_at, u32_at};
+use super::words::Class;
+use crate::{BlockNumber, PAGE_SIZE, u16_at, u32_at, u64_at};
 
 // The control byte of a tuple.
 /// `t_xmin`: as before, 0; ...
@@ -42,7 +42,6 @@ pub(super) struct HeapTuples {
     /// `t_hoff` and what lies between it and the row.
     prefix: [u8; 256],
     prefix_length: usize,
-    words: Words,
 }
 
 impl HeapTuples {
@@ -54,7 +53,6 @@ impl HeapTuples {
             infomasks: [0; 4],
             prefix: [0; 256],
             prefix_length: 0,
-            words: Words::new(Stream::HeapWords),
         }
     }
 
@@ -64,7 +62,6 @@ impl HeapTuples {
         page: &[u8; PAGE_SIZE],
         item: Item,
         here: (BlockNumber, u16),
-        plans: &[Plan; 4],
         rows: &mut Rows<'_>,
         streams: &mut Streams,
     ) {
@@ -128,12 +125,7 @@ impl HeapTuples {
             streams.put(Stream::HeapPrefix, prefix);
         }
         streams.put_byte(Stream::HeapControl, control);
-        if !rows.put(&row(tuple), item.start() + values, page, streams) {
-            let rest = self
-                .words
-                .put(&plans[class(tuple) as usize], &tuple[values..], streams);
-            streams.put(Stream::HeapRest, rest);
-        }
+        rows.add(place(tuple, item, values));
     }
 
     /// Fills the tuple, but for a row that `rows` collects.
@@ -142,7 +134,6 @@ impl HeapTuples {
         page: &mut [u8; PAGE_SIZE],
         item: Item,
         here: (BlockNumber, u16),
-        plans: &[Plan; 4],
         rows: &mut Rows<'_>,
         source: &mut Source<'_>,
     ) -> Result<(), TransformDamage> {
@@ -195,23 +186,23 @@ impl HeapTuples {
             let bitmap = source.bytes(Stream::HeapPrefix, self.prefix_length - 1)?;
             self.prefix[1..self.prefix_length].copy_from_slice(bitmap);
         }
-        let class = class(tuple);
         let prefix = tuple[PREFIX..].get_mut(..self.prefix_length).ok_or(SHORT)?;
         copy(prefix, &self.prefix[..self.prefix_length]);
-        let values = PREFIX + self.prefix_length;
-        let (columns, present) = columns(&tuple[..values]);
-        let place = Place {
-            start: item.start() + values,
-            end: item.end(),
-            columns,
-            present,
-        };
-        if !rows.take(place, page, source)? {
-            let values = &mut page[place.start..place.end];
-            let rest = self.words.take(&plans[class as usize], values, source)?;
-            rest.copy_from_slice(source.bytes(Stream::HeapRest, rest.len())?);
-        }
-        Ok(())
+        let place = place(tuple, item, PREFIX + self.prefix_length);
+        rows.take(place, page, source)
+    }
+}
+
+/// Where the tuple's row lies, which begins behind so many bytes of the tuple.
+#[inline]
+fn place(tuple: &[u8], item: Item, header: usize) -> Place {
+    let (columns, present) = columns(tuple, header);
+    Place {
+        start: item.start() + header,
+        end: item.end(),
+        columns,
+        present,
+        class: class(tuple),
     }
 }
 
@@ -235,33 +226,37 @@ fn copy(to: &mut [u8], from: &[u8]) {
 /// A heap tuple's values.
 #[inline]
 pub(super) fn row(tuple: &[u8]) -> Row<'_> {
-    let (header, bytes) = tuple.split_at(usize::from(tuple[PREFIX]));
-    let (columns, present) = columns(header);
+    let header = usize::from(tuple[PREFIX]);
+    let (columns, present) = columns(tuple, header);
     Row {
         columns,
         present,
-        bytes,
+        bytes: &tuple[header..],
     }
 }
 
-/// How many columns a tuple has (`HeapTupleHeaderGetNatts`), and a bit for each of the first that is not null. A header that
-/// ends before its null bitmap does has more columns than any schema.
+/// How many columns a tuple has (`HeapTupleHeaderGetNatts`), and a bit for each of the first that is not null. A header of so
+/// many bytes that its null bitmap has no room in it has more columns than any schema.
 #[inline]
-fn columns(header: &[u8]) -> (usize, u64) {
+fn columns(tuple: &[u8], header: usize) -> (usize, u64) {
     /// `HEAP_HASNULL` in `t_infomask`.
     const HAS_NULL: u16 = 0x0001;
-    let columns = usize::from(u16_at(header, 18) & 0x07FF);
-    if u16_at(header, 20) & HAS_NULL == 0 {
-        return (columns, u64::MAX);
+    let columns = usize::from(u16_at(tuple, 18) & 0x07FF);
+    let given = 1_u64
+        .checked_shl(columns as u32)
+        .unwrap_or(0)
+        .wrapping_sub(1);
+    if u16_at(tuple, 20) & HAS_NULL == 0 {
+        return (columns, given);
     }
-    let bitmap = header.get(PREFIX + 1..).unwrap_or_default();
-    if bitmap.len() * 8 < columns.min(COLUMNS) {
+    let bitmap = PREFIX + 1;
+    if header.saturating_sub(bitmap) * 8 < columns.min(COLUMNS) {
         return (usize::MAX, 0);
     }
-    let mut present = [0; 8];
-    let known = bitmap.len().min(8);
-    present[..known].copy_from_slice(&bitmap[..known]);
-    (columns, u64::from_le_bytes(present))
+    // With what lies behind the bitmap, which has no column.
+    let wide = tuple.get(bitmap..bitmap + 8);
+    let present = wide.map_or_else(|| widened(&tuple[bitmap..header]), |wide| u64_at(wide, 0));
+    (columns, present & given)
 }
 
 /// Which words the tuple's values have.

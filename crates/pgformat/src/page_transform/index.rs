@@ -205,7 +205,7 @@ impl IndexTuples {
     ) -> Result<(), TransformDamage> {
         if tuples
             .iter()
-            .any(|tuple| usize::from(tuple.length) < INDEX_HEADER)
+            .any(|tuple| usize::from(tuple.length()) < INDEX_HEADER)
         {
             return Err(IMPOSSIBLE);
         }
@@ -244,7 +244,7 @@ impl IndexTuples {
         block: u32,
         number: u16,
     ) {
-        let info = u16::from(control & FLAGS) << 8 | tuple.length & INDEX_SIZE;
+        let info = u16::from(control & FLAGS) << 8 | tuple.length() & INDEX_SIZE;
         let header =
             u64::from(block.rotate_left(16)) | u64::from(number) << 32 | u64::from(info) << 48;
         page[tuple.start()..tuple.start() + INDEX_HEADER].copy_from_slice(&header.to_le_bytes());

@@ -63,7 +63,7 @@ impl Search<'_> {
             if row.columns == column {
                 left == 0
             } else {
-                row.columns < column || left > 0 || row.present != u64::MAX
+                row.columns < column || left > 0 || row.present >> column == 0
             }
         };
         if !self.rows.iter().zip(offsets).all(ended) {
@@ -98,7 +98,7 @@ impl Search<'_> {
             if column >= row.columns || !row.has(column) {
                 return Some(*offset);
             }
-            span(shape, row.bytes, usize::from(*offset)).map(|span| span.end)
+            span(shape, row.bytes, usize::from(*offset)).map(|span| span.end as u16)
         };
         self.rows.iter().zip(offsets).map(next).collect()
     }

@@ -45,7 +45,7 @@ impl<'a> State<'a> {
             prune_xid: 0,
             pointers: Pointers::new(),
             heap: HeapTuples::new(),
-            rows: Rows::new(&choice.schemas),
+            rows: Rows::new(&choice.plans, &choice.schemas),
             index: IndexTuples::new(),
         }
     }
@@ -136,16 +136,15 @@ impl<'a> State<'a> {
         }
         match kind {
             Kind::Index => {
-                items.retain(|item| item.length > 0);
+                items.retain(|item| item.length() > 0);
                 self.index.put(page, items, self.plans, streams);
             }
             Kind::Heap => {
                 for (number, item) in stored(items) {
                     let here = (block, number);
-                    self.heap
-                        .put(page, item, here, self.plans, &mut self.rows, streams);
+                    self.heap.put(page, item, here, &mut self.rows, streams);
                 }
-                self.rows.put_batch(page, streams);
+                self.rows.put(page, streams);
             }
             _ => stored(items).for_each(|(_, item)| {
                 streams.put(Stream::ItemRest, &page[item.start()..item.end()]);
@@ -197,24 +196,23 @@ impl<'a> State<'a> {
         page[14..16].copy_from_slice(&(upper as u16).to_le_bytes());
         let (pointers, _) = page[PAGE_HEADER_SIZE..lower].as_chunks_mut::<POINTER>();
         for (pointer, item) in pointers.iter_mut().zip(&*items) {
-            *pointer = item.to_u32().to_le_bytes();
+            *pointer = item.0.to_le_bytes();
         }
         match kind {
             Kind::Index => {
-                items.retain(|item| item.length > 0);
+                items.retain(|item| item.length() > 0);
                 self.index.take(page, items, self.plans, source)?;
             }
             Kind::Heap => {
                 for (number, item) in stored(items) {
                     let here = (block, number);
-                    self.heap
-                        .take(page, item, here, self.plans, &mut self.rows, source)?;
+                    self.heap.take(page, item, here, &mut self.rows, source)?;
                 }
-                self.rows.take_batch(page, source)?;
+                self.rows.take_columns(page, source)?;
             }
             _ => {
                 for (_, item) in stored(items) {
-                    let bytes = source.bytes(Stream::ItemRest, usize::from(item.length))?;
+                    let bytes = source.bytes(Stream::ItemRest, usize::from(item.length()))?;
                     page[item.start()..item.end()].copy_from_slice(bytes);
                 }
             }

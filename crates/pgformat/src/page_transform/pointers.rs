@@ -33,7 +33,7 @@ impl Pointers {
     /// all are the same.
     pub(super) fn put_regular(items: &[Item], uniform: bool, streams: &mut Streams) {
         for item in items.iter().take(if uniform { 1 } else { items.len() }) {
-            streams.put(Stream::RegularLength, &item.length.to_le_bytes());
+            streams.put(Stream::RegularLength, &item.length().to_le_bytes());
         }
     }
 
@@ -52,13 +52,9 @@ impl Pointers {
             if number == 0 || !uniform {
                 length = u16::from_le_bytes(source.row(Stream::RegularLength)?);
             }
-            let mut item = Item {
-                offset: 0,
-                length,
-                flags: NORMAL,
-            };
-            upper = upper.checked_sub(item.room()).ok_or(OUTSIDE)?;
-            item.offset = upper as u16;
+            let room = Item::new(0, length, NORMAL).room();
+            upper = upper.checked_sub(room).ok_or(OUTSIDE)?;
+            let item = Item::new(upper as u16, length, NORMAL);
             items.push(item);
         }
         Ok(upper)
@@ -69,20 +65,20 @@ impl Pointers {
         let (mut main, mut jump) = (special, 0);
         for item in items {
             let given = |streams: &mut Streams| {
-                streams.put(Stream::PointerOffset, &item.offset.to_le_bytes());
+                streams.put(Stream::PointerOffset, &item.offset().to_le_bytes());
                 GIVEN
             };
-            let mut control = item.flags;
-            if item.length == 0 {
+            let mut control = item.flags();
+            if item.length() == 0 {
                 control |= NOTHING;
-                if item.offset != 0 {
+                if item.offset() != 0 {
                     control |= given(streams);
                 }
             } else {
-                if item.length != self.length {
-                    self.length = item.length;
+                if item.length() != self.length {
+                    self.length = item.length();
                     control |= LENGTH_GIVEN;
-                    streams.put(Stream::PointerLength, &item.length.to_le_bytes());
+                    streams.put(Stream::PointerLength, &item.length().to_le_bytes());
                 }
                 if item.room_end() == main {
                     control |= MAIN;
@@ -108,44 +104,44 @@ impl Pointers {
         source: &mut Source<'_>,
         items: &mut Vec<Item>,
     ) -> Result<usize, TransformDamage> {
-        let (mut main, mut jump, mut filled) = (special, 0, 0);
+        let (mut main, mut jump, mut filled) = (special, 0_usize, 0);
         items.clear();
         for _ in 0..count {
             let control = source.byte(Stream::Pointer)?;
-            let mut item = Item {
-                offset: 0,
-                length: 0,
-                flags: control & 3,
-            };
+            let given =
+                |source: &mut Source<'_>| source.row(Stream::PointerOffset).map(u16::from_le_bytes);
             if control & NOTHING != 0 {
-                if control & OFFSET == GIVEN {
-                    item.offset = u16::from_le_bytes(source.row(Stream::PointerOffset)?);
-                }
-            } else {
-                if control & LENGTH_GIVEN != 0 {
-                    self.length = u16::from_le_bytes(source.row(Stream::PointerLength)?);
-                }
-                item.length = self.length;
-                let below = |end: usize| end.checked_sub(item.room()).ok_or(OUTSIDE);
-                match control & OFFSET {
-                    MAIN => {
-                        main = below(main)?;
-                        item.offset = main as u16;
-                    }
-                    JUMP => {
-                        jump = below(jump)?;
-                        item.offset = jump as u16;
-                    }
-                    _ => {
-                        item.offset = u16::from_le_bytes(source.row(Stream::PointerOffset)?);
-                        jump = item.start();
-                    }
-                }
-                if item.room_end() > PAGE_SIZE {
-                    return Err(OUTSIDE);
-                }
-                filled += item.room();
+                let offset = if control & OFFSET == GIVEN {
+                    given(source)?
+                } else {
+                    0
+                };
+                items.push(Item::new(offset, 0, control));
+                continue;
             }
+            if control & LENGTH_GIVEN != 0 {
+                self.length = u16::from_le_bytes(source.row(Stream::PointerLength)?);
+            }
+            let room = Item::new(0, self.length, control).room();
+            let offset = match control & OFFSET {
+                MAIN => {
+                    main = main.checked_sub(room).ok_or(OUTSIDE)?;
+                    main
+                }
+                JUMP => {
+                    jump = jump.checked_sub(room).ok_or(OUTSIDE)?;
+                    jump
+                }
+                _ => {
+                    jump = usize::from(given(source)?);
+                    jump
+                }
+            };
+            if offset + room > PAGE_SIZE {
+                return Err(OUTSIDE);
+            }
+            filled += room;
+            let item = Item::new(offset as u16, self.length, control);
             items.push(item);
         }
         special.checked_sub(filled).ok_or(OUTSIDE)

@@ -1,35 +1,34 @@
 //! Rows: values of one column, one behind the other.
 
 use super::TransformDamage;
-use super::schema::{COLUMNS, LONG, Row, Schema, Shape, Span, aligned, long_length, short_length};
+use super::schema::{
+    COLUMNS, Column, LONG, ON_DISK, Row, Schema, Shape, aligned, is_external, long_length,
+    short_length,
+};
 use super::streams::{Source, Stream, Streams};
-use super::words::{Mode, add_difference, difference};
+use super::words::{Class, Mode, Plan, Words, add_difference, difference};
 use crate::PAGE_SIZE;
 
-/// The schemas of a frame, and the values before of each.
+/// The schemas of a frame, and the values before of each; for rows that have none of them, the words before.
+///
+/// The rows of a page are collected, and then written or filled column by column: what a column is has to be asked only
+/// once.
 pub(super) struct Rows<'a> {
+    plans: &'a [Plan; 4],
+    words: Words,
     schemas: &'a [Schema],
     /// The first stream of each schema's columns.
     first: Vec<usize>,
     before: Vec<[u64; COLUMNS]>,
-    /// The schema of the row before.
+    /// The schema of the rows before.
     current: usize,
-    /// The rows of a page that come one behind the other and have the same schema.
-    batch: Batch,
-}
-
-/// Rows are collected, and then written or filled column by column: what a column is has to be asked only once.
-#[derive(Default)]
-struct Batch {
-    schema: usize,
-    /// On the way out: for each row, where it begins, and a span for each column.
-    starts: Vec<u16>,
-    spans: Vec<Span>,
-    /// On the way back.
     rows: Vec<Place>,
+    /// What is left of each row while it is written.
+    left: Vec<Place>,
+    lengths: Vec<usize>,
 }
 
-/// Where a row is to be put on its page.
+/// Where the values of a row are on their page, or those of them that are left.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place {
     pub start: usize,
@@ -37,10 +36,11 @@ pub(super) struct Place {
     /// As in [`Row`].
     pub columns: usize,
     pub present: u64,
+    pub class: Class,
 }
 
 impl<'a> Rows<'a> {
-    pub(super) fn new(schemas: &'a [Schema]) -> Self {
+    pub(super) fn new(plans: &'a [Plan; 4], schemas: &'a [Schema]) -> Self {
         let mut streams = 0;
         let first = |schema: &Schema| {
             let first = streams;
@@ -48,145 +48,165 @@ impl<'a> Rows<'a> {
             first
         };
         Self {
+            plans,
+            words: Words::new(Stream::HeapWords),
             schemas,
             first: schemas.iter().map(first).collect(),
             before: vec![[0; COLUMNS]; schemas.len()],
             current: 0,
-            batch: Batch::default(),
+            rows: Vec::new(),
+            left: Vec::new(),
+            lengths: Vec::new(),
         }
     }
 
-    /// Takes the row, which begins at `start` on its page; `false`: it has none of the schemas.
-    pub(super) fn put(
+    /// Collects a row.
+    pub(super) fn add(&mut self, row: Place) {
+        self.rows.push(row);
+    }
+
+    /// Puts the rows collected into the streams of their columns, and which schema they have.
+    pub(super) fn put(&mut self, page: &[u8; PAGE_SIZE], streams: &mut Streams) {
+        let mut rows = std::mem::take(&mut self.rows);
+        let current = self.current;
+        let others = (0..self.schemas.len()).filter(|other| *other != current);
+        let mut schemas = std::iter::once(current).chain(others);
+        // On nearly every page all rows have the same one.
+        let whole = schemas.find(|schema| self.put_columns(*schema, &rows, page, streams));
+        match whole {
+            Some(schema) => {
+                self.current = schema;
+                let number = schema as u8 + 1;
+                streams.put_bytes(Stream::RowSchema, rows.iter().map(|_| number));
+            }
+            None => self.put_mixed(&rows, page, streams),
+        }
+        rows.clear();
+        self.rows = rows;
+    }
+
+    /// Finds the schema of each row by itself.
+    fn put_mixed(&mut self, rows: &[Place], page: &[u8; PAGE_SIZE], streams: &mut Streams) {
+        let schema_of = |row: &Place| {
+            let row = Row {
+                columns: row.columns,
+                present: row.present,
+                bytes: &page[row.start..row.end],
+            };
+            self.schemas
+                .iter()
+                .position(|schema| schema.values(&row).is_some())
+        };
+        let found: Vec<(Option<usize>, Place)> =
+            rows.iter().map(|row| (schema_of(row), *row)).collect();
+        let number =
+            |(schema, _): &(Option<usize>, Place)| schema.map_or(0, |schema| schema as u8 + 1);
+        streams.put_bytes(Stream::RowSchema, found.iter().map(number));
+        for (schema, row) in found {
+            match schema {
+                Some(schema) => {
+                    self.put_columns(schema, &[row], page, streams);
+                }
+                None => {
+                    let plan = &self.plans[row.class as usize];
+                    let rest = self.words.put(plan, &page[row.start..row.end], streams);
+                    streams.put(Stream::HeapRest, rest);
+                }
+            }
+        }
+    }
+
+    /// Puts the values of rows that all have this schema into the streams of its columns; `false`: not all have it, and nothing
+    /// was put.
+    fn put_columns(
         &mut self,
-        row: &Row<'_>,
-        start: usize,
+        schema: usize,
+        rows: &[Place],
         page: &[u8; PAGE_SIZE],
         streams: &mut Streams,
     ) -> bool {
-        let collected = self.batch.spans.len();
-        let mut has = |schema: usize| {
-            let Some(schema) = self.schemas.get(schema) else {
-                return false;
-            };
-            self.batch
-                .spans
-                .resize(collected + schema.columns.len(), Span::NULL);
-            schema.find(row, &mut self.batch.spans[collected..])
-        };
-        let others = || (0..self.schemas.len()).filter(|other| *other != self.current);
-        let found = if has(self.current) {
-            Some(self.current)
-        } else {
-            others().find(|other| has(*other))
-        };
-        streams.put_byte(
-            Stream::RowSchema,
-            found.map_or(0, |schema| schema as u8 + 1),
-        );
-        let Some(schema) = found else {
-            self.batch.spans.truncate(collected);
+        let Some(Schema { columns }) = self.schemas.get(schema) else {
             return false;
         };
-        self.current = schema;
-        if schema != self.batch.schema {
-            let spans = self.batch.spans.split_off(collected);
-            self.put_batch(page, streams);
-            self.batch.schema = schema;
-            self.batch.spans = spans;
+        if rows.iter().any(|row| row.columns > columns.len()) {
+            return false;
         }
-        self.batch.starts.push(start as u16);
-        true
-    }
-
-    /// Puts the values of the rows collected into the streams of their columns.
-    pub(super) fn put_batch(&mut self, page: &[u8; PAGE_SIZE], streams: &mut Streams) {
-        let Batch {
-            schema: number,
-            starts,
-            spans,
-            ..
-        } = &mut self.batch;
-        if starts.is_empty() {
-            return;
-        }
-        let schema = &self.schemas[*number];
-        let mut stream = self.first[*number];
-        let columns = schema.columns.len();
-        for ((number, column), before) in schema
-            .columns
-            .iter()
-            .enumerate()
-            .zip(&mut self.before[*number])
-        {
-            // The bytes from each value on, and its length.
-            let values = starts
-                .iter()
-                .zip(spans.iter().skip(number).step_by(columns))
-                .filter_map(|(start, span)| {
-                    let from = usize::from(*start) + usize::from(span.start);
-                    Some((
-                        page.get(from..)?,
-                        usize::from(span.end) - usize::from(span.start),
-                    ))
-                });
-            let out = streams.column(stream);
-            match column.shape.length {
-                0 => put_varying(values, out),
-                2 => put_numbers::<2>(values, column.mode, before, out),
-                4 => put_numbers::<4>(values, column.mode, before, out),
-                8 => put_numbers::<8>(values, column.mode, before, out),
-                length => values.for_each(|(value, _)| out[0].extend_from_slice(&value[..length])),
+        let first = self.first[schema];
+        let count: usize = columns.iter().map(|column| column.streams()).sum();
+        let streams = &mut streams.column(first)[..count];
+        self.lengths.clear();
+        self.lengths.extend(streams.iter().map(Vec::len));
+        self.left.clear();
+        self.left.extend_from_slice(rows);
+        let mut before = self.before[schema];
+        let mut stream = 0;
+        let mut put = |(number, (column, before)): (usize, (&Column, &mut u64))| {
+            let column_streams = stream..stream + column.streams();
+            stream = column_streams.end;
+            put_column(
+                column,
+                number,
+                &mut self.left,
+                page,
+                before,
+                &mut streams[column_streams],
+            )
+        };
+        let put = columns.iter().zip(&mut before).enumerate().all(&mut put)
+            && self.left.iter().all(|row| row.start == row.end);
+        if put {
+            self.before[schema] = before;
+        } else {
+            for (stream, length) in streams.iter_mut().zip(&self.lengths) {
+                stream.truncate(*length);
             }
-            stream += column.streams();
         }
-        starts.clear();
-        spans.clear();
+        put
     }
 
-    /// Which schema the next row has, if any; then `place` is where it goes.
+    /// Collects a row to be filled, or fills it at once if it has no schema.
     pub(super) fn take(
         &mut self,
-        place: Place,
+        row: Place,
         page: &mut [u8; PAGE_SIZE],
         source: &mut Source<'_>,
-    ) -> Result<bool, TransformDamage> {
+    ) -> Result<(), TransformDamage> {
         const UNKNOWN: TransformDamage = TransformDamage("a row's schema is impossible");
         let Some(schema) = usize::from(source.byte(Stream::RowSchema)?).checked_sub(1) else {
-            return Ok(false);
+            let values = &mut page[row.start..row.end];
+            let rest = self
+                .words
+                .take(&self.plans[row.class as usize], values, source)?;
+            rest.copy_from_slice(source.bytes(Stream::HeapRest, rest.len())?);
+            return Ok(());
         };
         let columns = self.schemas.get(schema).ok_or(UNKNOWN)?.columns.len();
-        if place.columns > columns {
+        if row.columns > columns {
             return Err(UNKNOWN);
         }
-        if schema != self.batch.schema {
-            self.take_batch(page, source)?;
-            self.batch.schema = schema;
+        if schema != self.current {
+            self.take_columns(page, source)?;
+            self.current = schema;
         }
-        self.batch.rows.push(place);
-        Ok(true)
+        self.rows.push(row);
+        Ok(())
     }
 
     /// Fills the rows collected with values.
-    pub(super) fn take_batch(
+    pub(super) fn take_columns(
         &mut self,
         page: &mut [u8; PAGE_SIZE],
         source: &mut Source<'_>,
     ) -> Result<(), TransformDamage> {
-        let Batch {
-            schema: number,
-            rows,
-            ..
-        } = &mut self.batch;
-        let Some(schema) = self.schemas.get(*number) else {
+        let Some(Schema { columns }) = self.schemas.get(self.current) else {
             return Ok(());
         };
-        let mut stream = self.first[*number];
-        for ((number, column), before) in schema
-            .columns
+        let rows = &mut self.rows;
+        let mut stream = self.first[self.current];
+        for ((number, column), before) in columns
             .iter()
             .enumerate()
-            .zip(&mut self.before[*number])
+            .zip(&mut self.before[self.current])
         {
             let Shape { length, align } = column.shape;
             let mut left = source.column(stream);
@@ -221,7 +241,7 @@ const LENGTH: TransformDamage = TransformDamage("a row is not as long as its val
 impl Place {
     #[inline]
     fn has(&self, column: usize) -> bool {
-        column < self.columns && self.present >> column & 1 == 1
+        self.present >> column & 1 == 1
     }
 
     /// Room for the next value; the padding before it stays zeros.
@@ -243,33 +263,133 @@ impl Place {
     }
 }
 
+impl Place {
+    /// The next value; `None`: there is none of this shape.
+    #[inline(always)]
+    fn next<'p>(
+        &mut self,
+        length: usize,
+        align: usize,
+        page: &'p [u8; PAGE_SIZE],
+    ) -> Option<&'p [u8]> {
+        let start = aligned(self.start, align);
+        let end = start + length;
+        let padding = page.get(self.start..start)?;
+        if end > self.end || padding.iter().any(|byte| *byte != 0) {
+            return None;
+        }
+        self.start = end;
+        page.get(start..end)
+    }
+}
+
+/// Puts the next value of each row; `false`: one has none of this shape.
+fn put_column(
+    column: &Column,
+    number: usize,
+    rows: &mut [Place],
+    page: &[u8; PAGE_SIZE],
+    before: &mut u64,
+    out: &mut [Vec<u8>],
+) -> bool {
+    let Shape { length, align } = column.shape;
+    let mut rows = rows.iter_mut().filter(|row| row.has(number));
+    match (length, out) {
+        (0, [heads, bodies]) => {
+            rows.all(|row| put_varying(row, align, page, heads, bodies).is_some())
+        }
+        (2, [out]) => put_numbers::<2>(rows, align, page, column.mode, before, out),
+        (4, [out]) => put_numbers::<4>(rows, align, page, column.mode, before, out),
+        (8, [out]) => put_numbers::<8>(rows, align, page, column.mode, before, out),
+        (8, [out, exceptions]) => rows.all(|row| {
+            row.next(8, align, page).map(widened).is_some_and(|value| {
+                let coded = column.mode.encode(value, *before, 8);
+                if coded.is_none() {
+                    exceptions.extend_from_slice(&value.to_le_bytes());
+                }
+                out.extend_from_slice(&coded.unwrap_or(Mode::EXCEPTION).to_le_bytes());
+                *before = value;
+                true
+            })
+        }),
+        (_, out) => rows.all(|row| {
+            let value = row.next(length, align, page);
+            out[0].extend_from_slice(value.unwrap_or_default());
+            value.is_some()
+        }),
+    }
+}
+
+/// One loop for each form, so that within it nothing has to be asked.
+#[inline]
+fn put_numbers<'r, const LENGTH: usize>(
+    mut rows: impl Iterator<Item = &'r mut Place>,
+    align: usize,
+    page: &[u8; PAGE_SIZE],
+    mode: Mode,
+    before: &mut u64,
+    out: &mut Vec<u8>,
+) -> bool {
+    let mut each = |encode: &mut dyn FnMut(u64) -> u64| {
+        rows.all(|row| {
+            let value = row.next(LENGTH, align, page);
+            value.is_some_and(|value| {
+                out.extend_from_slice(&narrowed::<LENGTH>(encode(widened(value))));
+                true
+            })
+        })
+    };
+    match mode {
+        Mode::Plain => each(&mut |value| value),
+        Mode::Difference => each(&mut |value| {
+            let coded = difference(value, *before, LENGTH);
+            *before = value;
+            coded
+        }),
+        _ => each(&mut |value| {
+            let coded = mode.encode(value, *before, LENGTH).unwrap_or(value);
+            *before = value;
+            coded
+        }),
+    }
+}
+
 /// Copies of this many bytes are quicker than those of any number: a shorter value takes some of what follows along.
 const QUICK: usize = 16;
 
-/// Values with their headers: one byte, or four.
+/// A value with its header: one byte, or four.
 #[inline]
-fn put_varying<'p>(values: impl Iterator<Item = (&'p [u8], usize)>, out: &mut [Vec<u8>]) {
-    let [heads, bodies, ..] = out else {
-        return;
+fn put_varying(
+    row: &mut Place,
+    align: usize,
+    page: &[u8; PAGE_SIZE],
+    heads: &mut Vec<u8>,
+    bodies: &mut Vec<u8>,
+) -> Option<()> {
+    let first = *page[..row.end].get(row.start)?;
+    let length = if first & 1 == 1 {
+        row.start += 1;
+        heads.push(first);
+        short_length(first) - 1
+    } else {
+        let head = row.next(LONG, align, page)?;
+        heads.extend_from_slice(head);
+        long_length(head)? - LONG
     };
-    for (value, length) in values {
-        let head = if value[0] & 1 == 1 {
-            heads.push(value[0]);
-            1
-        } else {
-            heads.extend_from_slice(&value[..LONG]);
-            LONG
-        };
-        let body = &value[head..];
-        match body.first_chunk::<QUICK>() {
-            Some(quick) if length - head <= QUICK => {
-                let end = bodies.len() + length - head;
-                bodies.extend_from_slice(quick);
-                bodies.truncate(end);
-            }
-            _ => bodies.extend_from_slice(&body[..length - head]),
-        }
+    let start = row.start;
+    let body = row.next(length, 1, page)?;
+    if is_external(first) && !body.starts_with(&[ON_DISK]) {
+        return None;
     }
+    match page[start..].first_chunk::<QUICK>() {
+        Some(quick) if length <= QUICK => {
+            let end = bodies.len() + length;
+            bodies.extend_from_slice(quick);
+            bodies.truncate(end);
+        }
+        _ => bodies.extend_from_slice(body),
+    }
+    Some(())
 }
 
 #[inline]
@@ -329,42 +449,6 @@ fn copy_ends<const HALF: usize>(to: &mut [u8], from: &[u8]) {
         to[..HALF].copy_from_slice(head);
         let end = to.len() - HALF;
         to[end..].copy_from_slice(&tail);
-    }
-}
-
-/// One loop for each form, so that within it nothing has to be asked.
-#[inline]
-fn put_numbers<'p, const LENGTH: usize>(
-    values: impl Iterator<Item = (&'p [u8], usize)>,
-    mode: Mode,
-    before: &mut u64,
-    out: &mut [Vec<u8>],
-) {
-    let [out, exceptions @ ..] = out else {
-        return;
-    };
-    let values = values.filter_map(|(value, _)| value.first_chunk::<LENGTH>());
-    match mode {
-        Mode::Plain => values.for_each(|value| out.extend_from_slice(value)),
-        Mode::Difference => {
-            for bytes in values {
-                let value = widened(bytes);
-                let coded = difference(value, *before, LENGTH);
-                out.extend_from_slice(&narrowed::<LENGTH>(coded));
-                *before = value;
-            }
-        }
-        _ => {
-            for bytes in values {
-                let value = widened(bytes);
-                let coded = mode.encode(value, *before, LENGTH).unwrap_or_else(|| {
-                    exceptions[0].extend_from_slice(bytes);
-                    Mode::EXCEPTION
-                });
-                out.extend_from_slice(&narrowed::<LENGTH>(coded));
-                *before = value;
-            }
-        }
     }
 }
 

@@ -4,6 +4,8 @@
 //! rows themselves (see `infer`), and that is all it takes. A row that does not follow, byte by byte, the rules by which
 //! PostgreSQL forms tuples (`heap_fill_tuple` in `access/common/heaptuple.c`) is left whole.
 
+use std::ops::Range;
+
 use super::TransformDamage;
 use super::words::Mode;
 use crate::u32_at;
@@ -109,7 +111,7 @@ pub(super) struct Schema {
 pub(super) struct Row<'a> {
     /// How many columns it has; the relation may have got more since.
     pub columns: usize,
-    /// A bit for each column, set where there is a value.
+    /// A bit for each of these columns, set where there is a value.
     pub present: u64,
     pub bytes: &'a [u8],
 }
@@ -120,35 +122,15 @@ impl Row<'_> {
     }
 }
 
-/// Where a value begins and ends in a row, the padding before it left out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Span {
-    pub start: u16,
-    pub end: u16,
-}
-
-impl Span {
-    /// There is no value.
-    pub(super) const NULL: Self = Self {
-        start: u16::MAX,
-        end: 0,
-    };
-
-    pub(super) fn of<'a>(&self, row: &'a [u8]) -> Option<&'a [u8]> {
-        (*self != Self::NULL).then(|| &row[usize::from(self.start)..usize::from(self.end)])
-    }
-}
-
-/// The value of this shape behind `offset`; `None`: there cannot be one.
-#[inline(always)]
-pub(super) fn span(shape: Shape, row: &[u8], offset: usize) -> Option<Span> {
+/// Where the value of this shape behind `offset` lies, the padding before it left out; `None`: there cannot be one.
+pub(super) fn span(shape: Shape, row: &[u8], offset: usize) -> Option<Range<usize>> {
     let (mut start, mut length) = (offset, shape.length);
     if length == 0
         && let first = *row.get(offset)?
         && first & 1 == 1
     {
         length = short_length(first);
-        if first == EXTERNAL && row.get(offset + 1) != Some(&ON_DISK) {
+        if is_external(first) && row.get(offset + 1) != Some(&ON_DISK) {
             return None;
         }
     } else {
@@ -161,10 +143,7 @@ pub(super) fn span(shape: Shape, row: &[u8], offset: usize) -> Option<Span> {
         }
     }
     let end = start + length;
-    (end <= row.len()).then_some(Span {
-        start: start as u16,
-        end: end as u16,
-    })
+    (end <= row.len()).then_some(start..end)
 }
 
 /// The next multiple of a power of two.
@@ -179,8 +158,12 @@ pub(super) const LONG: usize = 4;
 /// First byte of a value that lies in the TOAST table (`VARATT_IS_1B_E`), tag and length of such a pointer
 /// (`VARTAG_ONDISK`, `varatt_external`).
 const EXTERNAL: u8 = 1;
-const ON_DISK: u8 = 18;
+pub(super) const ON_DISK: u8 = 18;
 const EXTERNAL_LENGTH: usize = 18;
+
+pub(super) fn is_external(first: u8) -> bool {
+    first == EXTERNAL
+}
 
 /// Length of a value whose header is one byte (`VARSIZE_1B`, `VARSIZE_EXTERNAL`), header and all.
 #[inline]
@@ -200,31 +183,23 @@ pub(super) fn long_length(header: &[u8]) -> Option<usize> {
 }
 
 impl Schema {
-    /// Where the row's values lie: a span for each column of the schema. `false`: the row is not one of this schema.
-    #[inline]
-    pub(super) fn find(&self, row: &Row<'_>, spans: &mut [Span]) -> bool {
-        let columns = &self.columns[..];
-        if row.columns > columns.len() {
-            return false;
+    /// Where in the row the value of each column lies, as far as it has one; `None`: the row is not one of this schema.
+    pub(super) fn values(&self, row: &Row<'_>) -> Option<Vec<Option<Range<usize>>>> {
+        if row.columns > self.columns.len() {
+            return None;
         }
-        let (given, missing) = spans.split_at_mut(row.columns);
-        missing.fill(Span::NULL);
         let mut offset = 0;
-        let mut present = row.present;
-        for (found, column) in given.iter_mut().zip(columns) {
-            let has = present & 1 == 1;
-            present >>= 1;
-            if !has {
-                *found = Span::NULL;
-                continue;
+        let mut values = Vec::with_capacity(row.columns);
+        for (number, column) in self.columns.iter().enumerate().take(row.columns) {
+            let mut value = None;
+            if row.has(number) {
+                let found = span(column.shape, row.bytes, offset)?;
+                offset = found.end;
+                value = Some(found);
             }
-            let Some(span) = span(column.shape, row.bytes, offset) else {
-                return false;
-            };
-            offset = usize::from(span.end);
-            *found = span;
+            values.push(value);
         }
-        offset == row.bytes.len()
+        (offset == row.bytes.len()).then_some(values)
     }
 
     /// Widths of the streams of its columns.
