@@ -16,17 +16,17 @@ pub(super) fn split(rows: &[u8], width: usize, out: &mut Vec<u8>) {
     }
 }
 
-/// Appends the rows whose planes these are; the opposite of [`split`].
-pub(super) fn join(planes: &[u8], width: usize, out: &mut Vec<u8>) {
+/// Fills `rows` with the rows whose planes these are; the opposite of [`split`]. Both are of one length.
+pub(super) fn join(planes: &[u8], width: usize, rows: &mut [u8]) {
     match width {
-        1 => out.extend_from_slice(planes),
-        2 => join_rows::<2>(planes, out),
-        3 => join_rows::<3>(planes, out),
-        4 => join_rows::<4>(planes, out),
-        6 => join_rows::<6>(planes, out),
-        8 => join_words(planes, out),
-        16 => join_rows::<16>(planes, out),
-        20 => join_rows::<20>(planes, out),
+        1 => rows.copy_from_slice(planes),
+        2 => join_rows::<2>(planes, rows),
+        3 => join_rows::<3>(planes, rows),
+        4 => join_rows::<4>(planes, rows),
+        6 => join_rows::<6>(planes, rows),
+        8 => join_words(planes, rows),
+        16 => join_rows::<16>(planes, rows),
+        20 => join_rows::<20>(planes, rows),
         _ => unreachable!("no stream has rows of {width} bytes"),
     }
 }
@@ -38,15 +38,16 @@ fn split_rows<const WIDTH: usize>(rows: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-fn join_rows<const WIDTH: usize>(planes: &[u8], out: &mut Vec<u8>) {
-    let count = planes.len() / WIDTH;
-    let planes: [&[u8]; WIDTH] =
-        std::array::from_fn(|byte| &planes[byte * count..(byte + 1) * count]);
-    let start = out.len();
-    out.resize(start + count * WIDTH, 0);
-    let (rows, _) = out[start..].as_chunks_mut::<WIDTH>();
-    for (index, row) in rows.iter_mut().enumerate() {
-        *row = std::array::from_fn(|byte| planes[byte][index]);
+fn join_rows<const WIDTH: usize>(planes: &[u8], rows: &mut [u8]) {
+    let (rows, _) = rows.as_chunks_mut::<WIDTH>();
+    for (byte, plane) in planes
+        .chunks_exact(rows.len().max(1))
+        .enumerate()
+        .take(WIDTH)
+    {
+        for (row, value) in rows.iter_mut().zip(plane) {
+            row[byte] = *value;
+        }
     }
 }
 
@@ -70,20 +71,24 @@ fn split_words(rows: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-fn join_words(planes: &[u8], out: &mut Vec<u8>) {
-    let count = planes.len() / 8;
-    let planes: [&[u8]; 8] = std::array::from_fn(|byte| &planes[byte * count..(byte + 1) * count]);
-    let start = out.len();
-    out.resize(start + count * 8, 0);
-    let (rows, _) = out[start..].as_chunks_mut::<8>();
+fn join_words(planes: &[u8], rows: &mut [u8]) {
+    let (rows, _) = rows.as_chunks_mut::<8>();
+    let count = rows.len();
     let (blocks, tail) = rows.as_chunks_mut::<8>();
     let whole = blocks.len() * 8;
     for (index, block) in blocks.iter_mut().enumerate() {
-        let turned = turn(planes.map(|plane| crate::u64_at(plane, index * 8)));
-        *block = turned.map(u64::to_le_bytes);
+        let mut words = [0; 8];
+        for (plane, word) in words.iter_mut().enumerate() {
+            *word = crate::u64_at(planes, plane * count + index * 8);
+        }
+        for (row, word) in block.iter_mut().zip(turn(words)) {
+            *row = word.to_le_bytes();
+        }
     }
     for (index, row) in tail.iter_mut().enumerate() {
-        *row = planes.map(|plane| plane[whole + index]);
+        for (plane, byte) in row.iter_mut().enumerate() {
+            *byte = planes[plane * count + whole + index];
+        }
     }
 }
 
@@ -129,12 +134,12 @@ mod tests {
             rows in prop::collection::vec(any::<u8>(), 0..1200),
         ) {
             let rows = &rows[..rows.len() / width * width];
-            let (mut planes, mut joined) = (vec![7], vec![9]);
+            let (mut planes, mut joined) = (vec![7], vec![9; rows.len()]);
             split(rows, width, &mut planes);
             let expected = (0..width).flat_map(|byte| rows.iter().skip(byte).step_by(width));
             prop_assert!(planes[1..].iter().eq(expected));
             join(&planes[1..], width, &mut joined);
-            prop_assert_eq!(&joined[1..], rows);
+            prop_assert_eq!(&joined[..], rows);
         }
     }
 }

@@ -215,13 +215,15 @@ impl<'a> Source<'a> {
             return Err(TransformDamage("there are bytes behind the last stream"));
         }
         let wide = |(_, width): &(&mut &[u8], usize)| *width > 1;
-        rows.clear();
-        for (stream, width) in streams.iter_mut().zip(widths()).filter(wide) {
-            join(stream, width, rows);
+        // As long as all streams together would do; it only grows, so that it is not made zeros for each frame.
+        if rows.len() < bytes.len() {
+            rows.resize(bytes.len(), 0);
         }
-        let mut joined: &[u8] = rows;
-        for (stream, _) in streams.iter_mut().zip(widths()).filter(wide) {
-            (*stream, joined) = joined.split_at(stream.len());
+        let mut free = &mut rows[..];
+        for (stream, width) in streams.iter_mut().zip(widths()).filter(wide) {
+            let (joined, rest) = std::mem::take(&mut free).split_at_mut(stream.len());
+            join(stream, width, joined);
+            (*stream, free) = (joined, rest);
         }
         let columns = streams.split_off(COUNT);
         let mut left: [&[u8]; COUNT] = [&[]; COUNT];
