@@ -7,8 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use leeward_pgformat::PAGE_SIZE;
 use leeward_pgformat::relation::RelationSegment;
-use leeward_repository::codec::Decompressor;
-use leeward_repository::frame::{FrameEntry, decode_frame};
+use leeward_repository::frame::{FrameDamage, FrameDecoder, FrameEntry};
 use leeward_repository::layout;
 use leeward_repository::manifest::Source;
 use leeward_repository::pack::{PackIndex, PackInfo};
@@ -115,19 +114,21 @@ pub(crate) fn decode(
     pack: &Pack,
     number: u32,
     stored: &[u8],
-    decompressor: &mut Decompressor,
+    decoder: &mut FrameDecoder,
 ) -> Result<Vec<u8>> {
     let entry = pack.frame(number)?;
-    decode_frame(entry, stored, decompressor).map_err(|e| {
-        Error::new(
+    let decoded = decoder.decode(entry, &pack.index.files, stored);
+    decoded.map_err(|damage| match damage {
+        FrameDamage::Unknown { .. } => pack.index.frame_error(&pack.key, number, damage).into(),
+        damage => Error::new(
             ErrorKind::Damaged,
             format!("frame {number} of object \"{}\" is damaged", pack.key),
         )
-        .because(e)
+        .because(damage)
         .hint(format!(
             "It holds {}. Restore another backup, or this one from another copy of the repository.",
             pack.contents(number)
-        ))
+        )),
     })
 }
 

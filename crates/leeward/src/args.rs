@@ -6,7 +6,7 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use leeward_engine::restore::TimelineWish;
 use leeward_pgformat::{Lsn, TimelineId};
 use leeward_postgres::backup_session::BackupFrom;
-use leeward_repository::codec::Compression;
+use leeward_repository::codec::{Compression, FrameCompression};
 
 /// PostgreSQL backups from the sheltered side: taken on the standby, kept in object storage, restored anywhere
 #[derive(Debug, Parser)]
@@ -184,9 +184,9 @@ pub struct Backup {
     /// Which role the server must have: standby, prefer-standby or any
     #[arg(long, value_name = "ROLE")]
     pub from: Option<BackupFrom>,
-    /// zstd, zstd:LEVEL (1 to 19), lz4 or none [default: zstd:3]
+    /// pages, pages+zstd:LEVEL (1 to 19), pages+lz4, zstd, zstd:LEVEL, lz4 or none [default: pages]
     #[arg(long, value_name = "HOW")]
-    pub compression: Option<Compression>,
+    pub compression: Option<FrameCompression>,
     /// Read the whole database, whatever earlier backups hold; today every backup does
     #[arg(long)]
     pub full: bool,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use leeward_engine::error::{Error, ErrorKind};
 use leeward_postgres::backup_session::BackupFrom;
-use leeward_repository::codec::Compression;
+use leeward_repository::codec::{Compression, FrameCompression};
 use leeward_repository::store::{self, Secret, Store, StoreOptions};
 use leeward_repository::url::RepositoryUrl;
 use serde::Deserialize;
@@ -91,7 +91,7 @@ pub struct Config {
     pub pgdata: Option<PathBuf>,
     pub conninfo: Option<String>,
     pub from: Option<BackupFrom>,
-    pub compression: Option<Compression>,
+    pub compression: Option<FrameCompression>,
     pub threads: Option<usize>,
     /// How archived WAL is compressed.
     pub wal_compression: Option<Compression>,
@@ -110,7 +110,7 @@ impl Config {
                 .map_err(|e| usage(format!("could not read [backup] from: {e}")))
         });
         let compression = file.backup.compression.map(|text| {
-            text.parse::<Compression>()
+            text.parse::<FrameCompression>()
                 .map_err(|e| usage(format!("could not read [backup] compression: {e}")))
         });
         let wal_compression = file.wal.compression.map(|text| {

@@ -9,7 +9,7 @@ use zstd::zstd_safe::{self, DCtx};
 
 use crate::zstd_frames::ZstdFrames;
 
-/// How frames are compressed when it pays. Parsed from `zstd`, `zstd:<level>`, `lz4`, `none`.
+/// How bytes are compressed when it pays. Parsed from `zstd`, `zstd:<level>`, `lz4`, `none`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
     /// Stored as they are.
@@ -21,6 +21,17 @@ pub enum Compression {
     },
     /// LZ4 blocks: a fifth of the CPU time of zstd at level 3, twice its size.
     Lz4,
+}
+
+/// How the frames of a backup are compressed when it pays. Parsed from `pages`, `pages+zstd:<level>`, `pages+lz4`, and
+/// from what [`Compression`] is parsed from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FrameCompression {
+    /// Pages of relations are taken apart where that saves something (`leeward_pgformat::page_transform`). Then
+    /// everything is compressed like this; `None`: each frame by what is best for it.
+    Pages(Option<Compression>),
+    /// Everything as it is.
+    Plain(Compression),
 }
 
 /// How one stored buffer was compressed in fact: the `compression` byte of frames, indexes and blocks.
@@ -37,8 +48,21 @@ pub enum CompressionUsed {
 
 /// A text that names no compression.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("\"{0}\" is not a compression: use zstd, zstd:1 to zstd:19, lz4 or none")]
-pub struct InvalidCompression(pub String);
+pub enum InvalidCompression {
+    /// Of anything.
+    #[error("\"{0}\" is not a compression: use zstd, zstd:1 to zstd:19, lz4 or none")]
+    Unknown(String),
+    /// Of the frames of a backup.
+    #[error(
+        "\"{0}\" is not a compression: use pages, pages+zstd:1 to pages+zstd:19, pages+lz4, zstd, zstd:1 to zstd:19, lz4 or none"
+    )]
+    UnknownOfFrames(String),
+    /// Of a backup's frames, where there are none.
+    #[error(
+        "\"{0}\" is for the pages of backups, and there are none here: use zstd, or zstd:1 to zstd:19"
+    )]
+    OfFrames(String),
+}
 
 impl Default for Compression {
     fn default() -> Self {
@@ -46,20 +70,36 @@ impl Default for Compression {
     }
 }
 
+impl Compression {
+    fn parse(text: &str) -> Option<Self> {
+        match text {
+            "none" => Some(Self::None),
+            "lz4" => Some(Self::Lz4),
+            "zstd" => Some(Self::default()),
+            _ => match text.strip_prefix("zstd:")?.parse() {
+                Ok(level @ 1..=19) => Some(Self::Zstd { level }),
+                _ => None,
+            },
+        }
+    }
+}
+
 impl FromStr for Compression {
     type Err = InvalidCompression;
 
     fn from_str(text: &str) -> Result<Self, InvalidCompression> {
-        match text {
-            "none" => Ok(Self::None),
-            "lz4" => Ok(Self::Lz4),
-            "zstd" => Ok(Self::default()),
-            _ => match text.strip_prefix("zstd:").map(str::parse) {
-                Some(Ok(level @ 1..=19)) => Ok(Self::Zstd { level }),
-                _ => Err(InvalidCompression(text.chars().take(100).collect())),
-            },
-        }
+        Self::parse(text).ok_or_else(|| {
+            if text.parse::<FrameCompression>().is_ok() {
+                InvalidCompression::OfFrames(shortened(text))
+            } else {
+                InvalidCompression::Unknown(shortened(text))
+            }
+        })
     }
+}
+
+fn shortened(text: &str) -> String {
+    text.chars().take(100).collect()
 }
 
 impl fmt::Display for Compression {
@@ -68,6 +108,40 @@ impl fmt::Display for Compression {
             Self::None => f.write_str("none"),
             Self::Zstd { level } => write!(f, "zstd:{level}"),
             Self::Lz4 => f.write_str("lz4"),
+        }
+    }
+}
+
+impl Default for FrameCompression {
+    fn default() -> Self {
+        Self::Pages(None)
+    }
+}
+
+impl FromStr for FrameCompression {
+    type Err = InvalidCompression;
+
+    fn from_str(text: &str) -> Result<Self, InvalidCompression> {
+        let read = match text.strip_prefix("pages") {
+            None => Compression::parse(text).map(Self::Plain),
+            Some("") => Some(Self::Pages(None)),
+            // Streams that are not compressed are of no use to anybody.
+            Some(behind) => behind
+                .strip_prefix('+')
+                .and_then(Compression::parse)
+                .filter(|compression| *compression != Compression::None)
+                .map(|compression| Self::Pages(Some(compression))),
+        };
+        read.ok_or_else(|| InvalidCompression::UnknownOfFrames(shortened(text)))
+    }
+}
+
+impl fmt::Display for FrameCompression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pages(None) => f.write_str("pages"),
+            Self::Pages(Some(compression)) => write!(f, "pages+{compression}"),
+            Self::Plain(compression) => compression.fmt(f),
         }
     }
 }
@@ -90,8 +164,6 @@ pub struct Compressor {
     compression: Compression,
     /// Made when first used.
     zstd: Option<ZstdFrames>,
-    /// What [`Compressor::compress_to_vec`] compresses into.
-    scratch: Vec<u8>,
 }
 
 /// A compression library refused to work.
@@ -109,6 +181,11 @@ const PAGES_TABLE_LOG: u32 = 14;
 /// Compression pays if it saves at least this share (1/128) of the plain bytes.
 const PAYING_SHARE: usize = 128;
 
+/// Whether `stored` bytes are worth undoing for whoever wants `plain` bytes.
+pub(crate) fn pays(stored: usize, plain: usize) -> bool {
+    stored < plain - plain / PAYING_SHARE
+}
+
 impl Compressor {
     /// A compressor with a context of its own (about 1 MiB, once used).
     #[must_use]
@@ -116,7 +193,6 @@ impl Compressor {
         Self {
             compression,
             zstd: None,
-            scratch: Vec::new(),
         }
     }
 
@@ -137,21 +213,20 @@ impl Compressor {
         Ok(used)
     }
 
-    /// The stored form of `plain` in a vector of its own. Compressing into a buffer that is used again and copying
+    /// The stored form of `plain` in a vector of its own. Compressing into `scratch`, which is used again, and copying
     /// costs less than touching fresh memory for the largest possible result.
     pub(crate) fn compress_to_vec(
         &mut self,
         plain: &[u8],
+        scratch: &mut Vec<u8>,
     ) -> Result<(CompressionUsed, Vec<u8>), CompressionError> {
-        let mut scratch = std::mem::take(&mut self.scratch);
-        let used = self.compress_paying(plain, &mut scratch)?;
-        if used == CompressionUsed::None {
-            self.scratch = scratch;
-            return Ok((used, plain.to_vec()));
-        }
-        let stored = scratch.to_vec();
-        self.scratch = scratch;
-        Ok((used, stored))
+        let used = self.compress_paying(plain, scratch)?;
+        let stored = if used == CompressionUsed::None {
+            plain
+        } else {
+            scratch
+        };
+        Ok((used, stored.to_vec()))
     }
 
     /// As [`Compressor::compress`], but leaves anything in `out` where compression does not pay.
@@ -181,7 +256,7 @@ impl Compressor {
                 CompressionUsed::Lz4
             }
         };
-        if out.len() < plain.len() - plain.len() / PAYING_SHARE {
+        if pays(out.len(), plain.len()) {
             Ok(used)
         } else {
             Ok(CompressionUsed::None)

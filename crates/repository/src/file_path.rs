@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use leeward_pgformat::RelationSegment;
+
 /// What a [`FilePath`] is relative to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
@@ -54,6 +56,15 @@ impl FilePath {
         Self {
             root: Root::Configuration,
             path: path[start..].to_vec(),
+        }
+    }
+
+    /// The relation segment that has this name; `None` for any other file.
+    #[must_use]
+    pub fn relation_segment(&self) -> Option<RelationSegment> {
+        match self.root {
+            Root::DataDirectory => RelationSegment::parse(std::str::from_utf8(&self.path).ok()?),
+            Root::Configuration => None,
         }
     }
 

@@ -1,9 +1,22 @@
 //! A frame: up to [`FRAME_BYTES`] of one or more files, compressed, sealed and checksummed on its own.
 //! The bytes are drawn in `docs/format.md`.
 
-use crate::codec::{CompressionError, CompressionUsed, Compressor, Decompressor};
+mod decoder;
+mod encoder;
+
+use std::ops::Range;
+
+use leeward_pgformat::page_transform::TransformDamage;
+use leeward_pgformat::{PAGE_SIZE, RELATION_SEGMENT_BLOCKS};
+
+use crate::codec::CompressionUsed;
 use crate::fields::Fields;
+use crate::file_path::FilePath;
 use crate::hash::{Hash, ShortHash};
+
+pub use decoder::FrameDecoder;
+pub use encoder::FrameEncoder;
+pub use leeward_pgformat::page_transform::Choice;
 
 /// How many plain bytes a frame holds at most when we write it: 128 pages.
 pub const FRAME_BYTES: usize = 1 << 20;
@@ -23,6 +36,20 @@ pub struct Piece {
     pub length: u32,
 }
 
+/// The relation-wide blocks of the pages in `length` bytes of `file` from `offset`, as everybody has to count them who
+/// encodes or decodes a frame. `None` where these are not whole pages of a relation.
+#[must_use]
+pub fn blocks_of_piece(file: &FilePath, offset: u64, length: u32) -> Option<Range<u32>> {
+    const PAGE: u32 = PAGE_SIZE as u32;
+    let segment = file.relation_segment()?;
+    if !offset.is_multiple_of(PAGE.into()) || !length.is_multiple_of(PAGE) {
+        return None;
+    }
+    let first = u64::from(segment.segment) * u64::from(RELATION_SEGMENT_BLOCKS);
+    let begin = u32::try_from(first.checked_add(offset / u64::from(PAGE))?).ok()?;
+    Some(begin..begin.checked_add(length / PAGE)?)
+}
+
 /// Everything that a pack's index knows of one frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FrameEntry {
@@ -38,7 +65,7 @@ pub struct FrameEntry {
     pub page_size: u16,
     /// [`CompressionUsed`] as a number.
     pub compression: u8,
-    /// The page transform; 0: none.
+    /// The page transform; 0: none, else [`PAGE_TRANSFORM`](leeward_pgformat::page_transform::PAGE_TRANSFORM).
     pub transform: u8,
     /// How the frame is encrypted; 0: not.
     pub sealing: u8,
@@ -95,6 +122,12 @@ pub enum FrameDamage {
     /// The lengths in the index contradict each other or the bytes.
     #[error("impossible lengths: {0}")]
     Lengths(String),
+    /// Declared to be pages taken apart, and cannot be.
+    #[error("pages taken apart, but {0}")]
+    NotPages(String),
+    /// The bytes are not those of pages taken apart.
+    #[error("the pages cannot be put together: {0}")]
+    Transform(#[from] TransformDamage),
     /// The bytes do not decompress.
     #[error(transparent)]
     Decompression(#[from] crate::codec::DecompressionError),
@@ -108,109 +141,6 @@ pub enum FrameDamage {
         /// The number found.
         number: u8,
     },
-}
-
-/// Hashes, compresses and hashes again; runs on compression workers. `page_size` is 8,192 for pages of relations
-/// and 0 for other bytes. At most [`FRAME_BYTES_LIMIT`] bytes.
-///
-/// # Errors
-/// Too many bytes, or the library has no memory.
-pub fn encode_frame(
-    compressor: &mut Compressor,
-    plain: &[u8],
-    page_size: u16,
-) -> Result<EncodedFrame, CompressionError> {
-    if plain.len() > FRAME_BYTES_LIMIT {
-        return Err(CompressionError {
-            length: plain.len(),
-            reason: format!("a frame holds at most {FRAME_BYTES_LIMIT} bytes"),
-        });
-    }
-    let plain_hash = Hash::of(plain);
-    let (compression, stored) = compressor.compress_to_vec(plain)?;
-    let stored_hash = match compression {
-        // The same bytes: no need to look at them twice.
-        CompressionUsed::None => plain_hash.short(),
-        _ => Hash::of(&stored).short(),
-    };
-    Ok(EncodedFrame {
-        stored,
-        transformed_length: plain.len() as u32,
-        plain_length: plain.len() as u32,
-        page_size,
-        compression,
-        transform: 0,
-        sealing: 0,
-        plain_hash,
-        stored_hash,
-    })
-}
-
-/// The plain bytes of a frame, after its stored hash, its lengths and its plain hash have been checked.
-///
-/// # Errors
-/// The first check that fails.
-pub fn decode_frame(
-    entry: &FrameEntry,
-    stored: &[u8],
-    decompressor: &mut Decompressor,
-) -> Result<Vec<u8>, FrameDamage> {
-    let mut plain = Vec::new();
-    decode_frame_into(entry, stored, decompressor, &mut plain)?;
-    Ok(plain)
-}
-
-/// As [`decode_frame`], replacing what is in `plain` and using its memory again.
-///
-/// # Errors
-/// As [`decode_frame`]; `plain` then holds anything.
-pub fn decode_frame_into(
-    entry: &FrameEntry,
-    stored: &[u8],
-    decompressor: &mut Decompressor,
-    plain: &mut Vec<u8>,
-) -> Result<(), FrameDamage> {
-    entry.check_lengths().map_err(FrameDamage::Lengths)?;
-    if stored.len() != entry.stored_length as usize {
-        return Err(FrameDamage::Lengths(format!(
-            "{} stored bytes instead of {}",
-            stored.len(),
-            entry.stored_length
-        )));
-    }
-    let hash = Hash::of(stored);
-    if hash.short() != entry.stored_hash {
-        return Err(FrameDamage::StoredHash {
-            expected: entry.stored_hash,
-            found: hash.short(),
-        });
-    }
-    let unknown = |what, number| FrameDamage::Unknown { what, number };
-    if entry.sealing != 0 {
-        return Err(unknown("sealing", entry.sealing));
-    }
-    let compression = CompressionUsed::from_u8(entry.compression)
-        .ok_or_else(|| unknown("compression", entry.compression))?;
-    if entry.transform != 0 {
-        return Err(unknown("page transform", entry.transform));
-    }
-    decompressor.decompress_into(
-        stored,
-        compression,
-        entry.transformed_length as usize,
-        plain,
-    )?;
-    let plain_hash = match compression {
-        CompressionUsed::None => hash,
-        _ => Hash::of(plain),
-    };
-    if plain_hash != entry.plain_hash {
-        return Err(FrameDamage::PlainHash {
-            expected: entry.plain_hash,
-            found: plain_hash,
-        });
-    }
-    Ok(())
 }
 
 impl FrameEntry {

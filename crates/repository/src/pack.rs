@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 
-use leeward_pgformat::{RELATION_SEGMENT_BLOCKS, RelationSegment};
+use leeward_pgformat::page_transform::PAGE_TRANSFORM;
 
-use crate::codec::{Compression, CompressionUsed, Compressor, Decompressor};
+use crate::codec::{Compression, CompressionUsed, Compressor};
 use crate::fields::Fields;
 use crate::file_path::{FilePath, Root};
-use crate::frame::{EncodedFrame, FrameDamage, FrameEntry, Piece, decode_frame};
+use crate::frame::{EncodedFrame, FrameDamage, FrameDecoder, FrameEntry, Piece, blocks_of_piece};
 use crate::hash::Hash;
 use crate::repository_error::RepositoryError;
 use crate::store::{Key, Store, Upload};
@@ -415,16 +415,9 @@ impl PackIndex {
         let Some(path) = self.files.get(piece.file as usize) else {
             return format!("file {}", piece.file);
         };
-        let page = u64::from(entry.page_size);
-        let relation = std::str::from_utf8(&path.path)
-            .ok()
-            .and_then(RelationSegment::parse);
-        match relation {
-            Some(relation) if page > 0 && piece.length > 0 => {
-                let first = u64::from(relation.segment) * u64::from(RELATION_SEGMENT_BLOCKS)
-                    + piece.offset / page;
-                let last = first + u64::from(piece.length - 1) / page;
-                format!("\"{path}\" blocks {first} to {last}")
+        match blocks_of_piece(path, piece.offset, piece.length) {
+            Some(blocks) if entry.page_size > 0 && !blocks.is_empty() => {
+                format!("\"{path}\" blocks {} to {}", blocks.start, blocks.end - 1)
             }
             _ => format!("\"{path}\" from byte {}", piece.offset),
         }
@@ -439,7 +432,7 @@ impl PackIndex {
         store: &dyn Store,
         key: &Key,
         frame: u32,
-        decompressor: &mut Decompressor,
+        decoder: &mut FrameDecoder,
     ) -> Result<Vec<u8>, RepositoryError> {
         let Some(entry) = self.frames.get(frame as usize) else {
             return Err(RepositoryError::damaged(
@@ -450,7 +443,8 @@ impl PackIndex {
         };
         let end = entry.offset + u64::from(entry.stored_length);
         let stored = store.get_range(key, entry.offset..end)?;
-        decode_frame(entry, &stored, decompressor)
+        decoder
+            .decode(entry, &self.files, &stored)
             .map_err(|damage| self.frame_error(key, frame, damage))
     }
 
@@ -462,10 +456,10 @@ impl PackIndex {
                 object: key.to_string(),
                 what,
                 found: number.into(),
-                known: if what == "compression" {
-                    CompressionUsed::Lz4 as u64
-                } else {
-                    0
+                known: match what {
+                    "compression" => CompressionUsed::Lz4 as u64,
+                    "page transform" => PAGE_TRANSFORM.into(),
+                    _ => 0,
                 },
             },
             damage => RepositoryError::damaged(key, self.describe_frame(frame), damage),
@@ -503,10 +497,10 @@ pub fn check_pack(
             "it is not the one that the index repeats",
         ));
     }
-    let mut decompressor = Decompressor::new();
+    let mut decoder = FrameDecoder::new();
     let mut sound = 0;
     for frame in 0..index.frames.len() as u32 {
-        match index.read_frame(store, key, frame, &mut decompressor) {
+        match index.read_frame(store, key, frame, &mut decoder) {
             Ok(_) => sound += 1,
             Err(error @ RepositoryError::Store(_)) if !error.is_damage() => return Err(error),
             Err(error) => found(error),

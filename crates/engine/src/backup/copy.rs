@@ -1,7 +1,7 @@
 //! Copiers: each takes a batch, reads it, checks its pages and makes a frame of it. Reading and compressing happen on the
 //! same thread while the bytes are in its caches; there are more copiers than cores so that one reads while others compress.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender};
@@ -9,8 +9,8 @@ use leeward_pgformat::page::{PageDamage, PageVerdict, check_page, page_lsn};
 use leeward_pgformat::relation::RelationSegment;
 use leeward_pgformat::{BlockNumber, PAGE_SIZE, RELATION_SEGMENT_BLOCKS};
 use leeward_postgres::data_directory::SourceFile;
-use leeward_repository::codec::{Compression, Compressor};
-use leeward_repository::frame::{FRAME_BYTES, encode_frame};
+use leeward_repository::codec::FrameCompression;
+use leeward_repository::frame::{Choice, EncodedFrame, FRAME_BYTES, FrameEncoder, blocks_of_piece};
 
 use super::horizon::Horizon;
 use super::source::{Batch, Copied, CopiedPiece, Damage, PageRules, Piece};
@@ -30,42 +30,60 @@ const PATIENT_REREADS: u32 = 2_000;
 pub(super) struct Copier<'a> {
     pub rules: PageRules,
     pub horizon: &'a Horizon<'a>,
-    pub compression: Compression,
+    pub compression: FrameCompression,
     /// Waits for pages so far, see [`PATIENT_REREADS`].
     pub waits: AtomicU32,
+    /// Frames whose pages did not come back from the page transform, and were stored without.
+    pub differences: AtomicU64,
 }
+
+/// What a copier keeps from one batch to the next.
+struct Desk {
+    /// What is read, and then made a frame of.
+    buffer: Vec<u8>,
+    /// The relation-wide blocks of the pages in the buffer.
+    blocks: Vec<BlockNumber>,
+    encoder: FrameEncoder,
+    /// Whose pages were in the last frame, and how they were best written: good for the next of the same.
+    choice: (Owner, Option<Choice>),
+}
+
+/// Whose pages a frame holds: those of a fork of one relation, by its first relation segment, or those of several, `None`.
+type Owner = Option<RelationSegment>;
 
 impl Copier<'_> {
     /// Works until there are no more batches, or nobody wants the results.
     pub(super) fn run(&self, batches: &Receiver<Batch>, results: &Sender<Result<Copied>>) {
-        let mut compressor = Compressor::new(self.compression);
-        let mut buffer = vec![0u8; FRAME_BYTES];
+        let mut desk = Desk {
+            buffer: vec![0u8; FRAME_BYTES],
+            blocks: Vec::new(),
+            encoder: FrameEncoder::new(self.compression),
+            choice: (None, None),
+        };
         for batch in batches {
-            let copied = self.copy(batch, &mut buffer, &mut compressor);
+            let copied = self.copy(batch, &mut desk);
             let failed = copied.is_err();
             if results.send(copied).is_err() || failed {
-                return;
+                break;
             }
         }
+        (self.differences).fetch_add(desk.encoder.differences(), Ordering::Relaxed);
     }
 
-    fn copy(&self, batch: Batch, buffer: &mut [u8], compressor: &mut Compressor) -> Result<Copied> {
+    fn copy(&self, batch: Batch, desk: &mut Desk) -> Result<Copied> {
         let mut filled = 0;
         let mut pieces = Vec::with_capacity(batch.pieces.len());
         let mut pages_checked = 0;
-        let mut whole_pages = true;
         // What a configuration file may have grown by since it was seen.
-        let mut spare = buffer.len() - batch.pieces.iter().map(|piece| piece.length).sum::<usize>();
+        let planned: usize = batch.pieces.iter().map(|piece| piece.length).sum();
+        let mut spare = desk.buffer.len() - planned;
         for piece in batch.pieces {
             let grown = if piece.may_grow() { spare } else { 0 };
-            let room = &mut buffer[filled..filled + piece.length + grown];
+            let room = &mut desk.buffer[filled..filled + piece.length + grown];
             let (read, vanished, damage) = self.read(&piece, room)?;
             spare -= read.saturating_sub(piece.length);
             if piece.source.segment.is_some() {
                 pages_checked += (read / PAGE_SIZE) as u64;
-                whole_pages &= read % PAGE_SIZE == 0;
-            } else {
-                whole_pages &= read == 0;
             }
             pieces.push(CopiedPiece {
                 source: piece.source,
@@ -78,13 +96,9 @@ impl Copier<'_> {
             });
             filled += read;
         }
-        let frame = if filled == 0 {
-            None
-        } else {
-            let page_size = if whole_pages { PAGE_SIZE as u16 } else { 0 };
-            let frame = encode_frame(compressor, &buffer[..filled], page_size)
-                .map_err(|e| Error::failed("could not compress a frame").because(e))?;
-            Some(frame)
+        let frame = match filled {
+            0 => None,
+            _ => Some(desk.encode(filled, &pieces)?),
         };
         Ok(Copied {
             sequence: batch.sequence,
@@ -179,6 +193,39 @@ impl Copier<'_> {
             }
         }
         Ok(Some(found))
+    }
+}
+
+impl Desk {
+    /// Makes a frame of what these pieces have put into the buffer.
+    fn encode(&mut self, filled: usize, pieces: &[CopiedPiece]) -> Result<EncodedFrame> {
+        let pieces = || pieces.iter().filter(|piece| piece.length > 0);
+        self.blocks.clear();
+        for piece in pieces() {
+            let path = &piece.source.record.path;
+            let Some(blocks) = blocks_of_piece(path, piece.offset, piece.length) else {
+                // Not pages alone.
+                self.blocks.clear();
+                break;
+            };
+            self.blocks.extend(blocks.map(BlockNumber));
+        }
+        let mut owners = pieces().map(|piece| {
+            let segment = piece.source.segment?;
+            Some(RelationSegment {
+                segment: 0,
+                ..segment
+            })
+        });
+        let first: Owner = owners.next().flatten();
+        let owner = first.filter(|_| owners.all(|owner| owner == first));
+        if self.choice.0 != owner {
+            self.choice = (owner, None);
+        }
+        let plain = &self.buffer[..filled];
+        self.encoder
+            .encode(plain, &self.blocks, &mut self.choice.1)
+            .map_err(|e| Error::failed("could not compress a frame").because(e))
     }
 }
 

@@ -16,7 +16,7 @@ mod wal;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
@@ -29,7 +29,7 @@ use leeward_postgres::data_directory::{DataDirectory, EntryKind, Pass};
 use leeward_postgres::server_facts::{Role, ServerFacts};
 use leeward_repository::backup_id::BackupId;
 use leeward_repository::catalog::Cluster;
-use leeward_repository::codec::Compression;
+use leeward_repository::codec::FrameCompression;
 use leeward_repository::file_path::FilePath;
 use leeward_repository::layout;
 use leeward_repository::lease::Lease;
@@ -51,8 +51,8 @@ use source::PageRules;
 /// How often the server is asked where it is, and whether it is still what it was.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Copiers at most, whatever the number of cores: each holds some 4 MiB.
-const MAX_COPIERS: usize = 24;
+/// Copiers at most, whatever the number of cores: each holds up to 11 MiB.
+const MAX_COPIERS: usize = 16;
 
 /// What a backup is to be.
 #[derive(Clone, Debug)]
@@ -66,7 +66,7 @@ pub struct BackupOptions {
     /// Which role the server must have.
     pub from: BackupFrom,
     /// How frames are compressed.
-    pub compression: Compression,
+    pub compression: FrameCompression,
     /// Copiers; by default twice the cores.
     pub threads: Option<usize>,
 }
@@ -82,6 +82,8 @@ pub struct BackupOutcome {
     pub before: Position,
     /// Where it was when the pages were copied.
     pub after: Position,
+    /// Frames whose pages did not come back from the page transform and were stored without it: a mistake of ours.
+    pub transform_differences: u64,
 }
 
 /// Backs up the server that runs on `options.pgdata` into `store`.
@@ -165,6 +167,7 @@ struct Run<'a> {
 struct Pages {
     collected: Collected,
     after: Position,
+    transform_differences: u64,
 }
 
 impl Run<'_> {
@@ -192,6 +195,7 @@ impl Run<'_> {
         let Pages {
             mut collected,
             after,
+            transform_differences,
         } = self.copy(&mut session, rules, role, &outside, &mut manifest)?;
 
         self.add_control_file(role, &mut manifest, &mut collected)?;
@@ -211,15 +215,11 @@ impl Run<'_> {
             stop: stop.stop_lsn,
             timeline: stop_timeline,
         };
-        let level = match self.options.compression {
-            Compression::Zstd { level } => level,
-            Compression::Lz4 | Compression::None => 1,
-        };
         let to = wal::Destination {
             store: self.store.as_ref(),
             cluster: &self.options.cluster,
             backup: self.id,
-            level,
+            level: wal::level(self.options.compression),
         };
         let records = wal::store_wal(
             &self.directory.path().join("pg_wal"),
@@ -279,6 +279,7 @@ impl Run<'_> {
             damaged,
             before,
             after,
+            transform_differences,
         })
     }
 
@@ -359,6 +360,7 @@ impl Run<'_> {
             horizon: &horizon,
             compression: self.options.compression,
             waits: AtomicU32::new(0),
+            differences: AtomicU64::new(0),
         };
         std::thread::scope(|scope| {
             let planner = Planner::new(
@@ -414,7 +416,11 @@ impl Run<'_> {
             let mut collected = collected?;
             planned?;
             collected.packs = packs;
-            Ok(Pages { collected, after })
+            Ok(Pages {
+                collected,
+                after,
+                transform_differences: copier.differences.load(Ordering::Relaxed),
+            })
         })
     }
 

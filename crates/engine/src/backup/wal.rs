@@ -13,6 +13,7 @@ use leeward_pgformat::wal_segment::{
 use leeward_pgformat::{Lsn, SystemIdentifier, TimelineId, WalContents, WalDamage, WalScanner};
 use leeward_repository::RepositoryError;
 use leeward_repository::backup_id::BackupId;
+use leeward_repository::codec::{Compression, FrameCompression};
 use leeward_repository::layout;
 use leeward_repository::manifest::WalRecord;
 use leeward_repository::store::Store;
@@ -45,6 +46,18 @@ pub(super) struct Destination<'a> {
     pub backup: &'a BackupId,
     /// zstd level.
     pub level: i32,
+}
+
+/// The zstd level for the WAL of a backup whose frames are compressed like this.
+pub(super) fn level(compression: FrameCompression) -> i32 {
+    let compression = match compression {
+        FrameCompression::Pages(None) => Compression::default(),
+        FrameCompression::Pages(Some(all)) | FrameCompression::Plain(all) => all,
+    };
+    match compression {
+        Compression::Zstd { level } => level,
+        Compression::Lz4 | Compression::None => 1,
+    }
 }
 
 /// One file of `pg_wal` to be stored.

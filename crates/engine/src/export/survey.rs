@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use leeward_postgres::configuration_files::lexical;
 use leeward_postgres::data_directory::path_from_bytes;
-use leeward_repository::codec::Decompressor;
 use leeward_repository::file_path::Root;
+use leeward_repository::frame::FrameDecoder;
 use leeward_repository::manifest::{Content, Entry, FileKind, FileRecord, ManifestReader, Run};
 use leeward_repository::store::Store;
 use leeward_repository::summary::BackupSummary;
@@ -142,7 +142,7 @@ type Held = ((u16, u32, u32), Vec<u8>);
 pub(super) struct Frames<'a> {
     store: &'a dyn Store,
     packs: Packs<'a>,
-    decompressor: Decompressor,
+    decoder: FrameDecoder,
     held: Option<Held>,
 }
 
@@ -156,7 +156,7 @@ impl<'a> Frames<'a> {
         Self {
             store: store.as_ref(),
             packs: Packs::new(store.as_ref(), cluster, &summary.id, manifest.sources()),
-            decompressor: Decompressor::new(),
+            decoder: FrameDecoder::new(),
             held: None,
         }
     }
@@ -169,7 +169,7 @@ impl<'a> Frames<'a> {
             let entry = pack.frame(run.frame)?;
             let end = entry.offset + u64::from(entry.stored_length);
             let stored = pack.fetch(self.store, entry.offset..end)?;
-            let plain = decode(&pack, run.frame, &stored, &mut self.decompressor)?;
+            let plain = decode(&pack, run.frame, &stored, &mut self.decoder)?;
             self.held = Some((name, plain));
         }
         let plain = self.held.as_ref().map_or(&[][..], |(_, plain)| plain);

@@ -11,7 +11,7 @@ use crossbeam_channel::Receiver;
 use leeward_pgformat::PAGE_SIZE;
 use leeward_pgformat::page::is_zero;
 use leeward_postgres::cache_neutral::write_all_at;
-use leeward_repository::codec::Decompressor;
+use leeward_repository::frame::FrameDecoder;
 use leeward_repository::store::Store;
 
 use super::target::{Target, could_not};
@@ -143,12 +143,12 @@ pub(super) struct Worker<'a> {
 
 impl Worker<'_> {
     pub(super) fn run(&self, jobs: &Receiver<Job>) -> Result<()> {
-        let mut decompressor = Decompressor::new();
+        let mut decoder = FrameDecoder::new();
         for job in jobs {
             if self.stopped.load(Ordering::Relaxed) {
                 break;
             }
-            if let Err(e) = self.apply(&job, &mut decompressor) {
+            if let Err(e) = self.apply(&job, &mut decoder) {
                 self.stopped.store(true, Ordering::Relaxed);
                 return Err(e);
             }
@@ -156,7 +156,7 @@ impl Worker<'_> {
         Ok(())
     }
 
-    fn apply(&self, job: &Job, decompressor: &mut Decompressor) -> Result<()> {
+    fn apply(&self, job: &Job, decoder: &mut FrameDecoder) -> Result<()> {
         let (Some(first), Some(last)) = (job.frames.first(), job.frames.last()) else {
             return Ok(());
         };
@@ -170,7 +170,7 @@ impl Worker<'_> {
                 &job.pack,
                 frame.frame,
                 &stored[at..at + entry.stored_length as usize],
-                decompressor,
+                decoder,
             )?;
             let mut bytes = 0;
             for placement in &frame.placements {

@@ -42,10 +42,15 @@ pub fn run(global: &Global, config: &Config, args: &Backup) -> Result<ExitCode, 
     if !outcome.damaged.is_empty() {
         output::say(damage(&outcome.damaged).trim_end());
     }
+    if outcome.transform_differences > 0 {
+        output::say(&differences(outcome.transform_differences));
+    }
     if global.json {
-        json::print(
-            &json!({ "backup": json::backup(&outcome.summary), "seconds": started.elapsed().as_secs_f64() }),
-        );
+        json::print(&json!({
+            "backup": json::backup(&outcome.summary),
+            "transform_differences": outcome.transform_differences,
+            "seconds": started.elapsed().as_secs_f64(),
+        }));
     }
     Ok(if outcome.damaged.is_empty() {
         ExitCode::SUCCESS
@@ -131,6 +136,15 @@ fn lag(position: &Position) -> String {
         ),
         _ => units::bytes(position.replay_lag_bytes),
     }
+}
+
+/// A mistake in the page transform, which was noticed before it could do harm.
+fn differences(frames: u64) -> String {
+    format!(
+        "WARNING: the pages of {frames} frames did not come back from the page transform as they were, so these frames are stored without it. \
+         The backup is sound; please report this, with the version of leeward and of the server.\n  \
+         hint: --compression zstd:3 does without the page transform."
+    )
 }
 
 /// What is damaged: the first blocks of each file, one a line.

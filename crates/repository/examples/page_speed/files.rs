@@ -14,6 +14,8 @@ pub struct Frame {
     pub plain: Vec<u8>,
     /// The relation-wide number of each page; empty where the bytes are no pages.
     pub blocks: Vec<BlockNumber>,
+    /// The relation that all of it is of, by its first relation segment.
+    pub owner: Option<RelationSegment>,
 }
 
 /// Files that are measured together.
@@ -119,7 +121,13 @@ fn frames(files: &[&File]) -> Vec<Frame> {
                 flush(&mut pending);
             }
             let mut block = 0;
+            let relation = file.segment.map(|segment| RelationSegment {
+                segment: 0,
+                ..segment
+            });
             for piece in file.bytes.chunks(FRAME_BYTES) {
+                let first = pending.plain.is_empty();
+                pending.owner = relation.filter(|_| first || pending.owner == relation);
                 pending.plain.extend_from_slice(piece);
                 if let Some(segment) = file.segment {
                     let end = block + (piece.len() / PAGE_SIZE) as u32;

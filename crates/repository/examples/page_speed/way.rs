@@ -2,9 +2,10 @@
 
 use std::error::Error;
 
-use leeward_pgformat::PAGE_SIZE;
+use leeward_pgformat::{BlockNumber, PAGE_SIZE, RELATION_SEGMENT_BLOCKS, RelationSegment};
 use leeward_repository::codec::{Compression, CompressionUsed, Compressor, Decompressor};
-use leeward_repository::frame::{FrameEntry, decode_frame_into, encode_frame};
+use leeward_repository::file_path::FilePath;
+use leeward_repository::frame::{Choice, FrameDecoder, FrameEncoder, FrameEntry, Piece};
 
 use crate::files::Frame;
 
@@ -14,14 +15,21 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 pub struct Way {
     coder: Coder,
     decompressor: Decompressor,
+    decoder: FrameDecoder,
 }
 
 enum Coder {
     /// zstd as its library does it.
     Library(zstd::bulk::Compressor<'static>),
     Codec(Compressor),
-    /// `encode_frame` and `decode_frame_into`.
-    Frame(Compressor),
+    Frame(Box<Frames>),
+}
+
+/// All that a frame takes, as a copier of a backup does it.
+struct Frames {
+    encoder: FrameEncoder,
+    /// How the last relation's pages were best written.
+    choice: (Option<RelationSegment>, Option<Choice>),
 }
 
 /// What one frame became.
@@ -33,7 +41,7 @@ pub struct Stored {
 
 enum How {
     Compressed(CompressionUsed),
-    Frame(Box<FrameEntry>),
+    Frame(Box<(FrameEntry, Vec<FilePath>)>),
 }
 
 impl Way {
@@ -44,12 +52,16 @@ impl Way {
                 other => return Err(format!("\"library:{other}\": only zstd:1 to zstd:19").into()),
             },
             Some(("codec", name)) => Coder::Codec(Compressor::new(name.parse()?)),
-            Some(("frame", name)) => Coder::Frame(Compressor::new(name.parse()?)),
+            Some(("frame", name)) => Coder::Frame(Box::new(Frames {
+                encoder: FrameEncoder::new(name.parse()?),
+                choice: (None, None),
+            })),
             _ => return Err(format!("\"{name}\" is no way; --help names them").into()),
         };
         Ok(Self {
             coder,
             decompressor: Decompressor::new(),
+            decoder: FrameDecoder::new(),
         })
     }
 
@@ -66,15 +78,15 @@ impl Way {
                 How::Compressed(CompressionUsed::Zstd)
             }
             Coder::Codec(codec) => How::Compressed(codec.compress(plain, &mut stored.bytes)?),
-            Coder::Frame(codec) => {
-                let page_size = if frame.blocks.is_empty() {
-                    0
-                } else {
-                    PAGE_SIZE as u16
-                };
-                let encoded = encode_frame(codec, plain, page_size)?;
+            Coder::Frame(frames) => {
+                if frames.choice.0 != frame.owner {
+                    frames.choice = (frame.owner, None);
+                }
+                let choice = &mut frames.choice.1;
+                let encoded = frames.encoder.encode(plain, &frame.blocks, choice)?;
                 stored.bytes = encoded.stored;
-                How::Frame(Box::new(FrameEntry {
+                let (pieces, files) = places(&frame.blocks, plain.len());
+                let entry = FrameEntry {
                     offset: 0,
                     stored_length: stored.bytes.len() as u32,
                     transformed_length: encoded.transformed_length,
@@ -85,8 +97,9 @@ impl Way {
                     sealing: encoded.sealing,
                     plain_hash: encoded.plain_hash,
                     stored_hash: encoded.stored_hash,
-                    pieces: Vec::new(),
-                }))
+                    pieces,
+                };
+                How::Frame(Box::new((entry, files)))
             }
         });
         Ok(())
@@ -100,10 +113,42 @@ impl Way {
             Some(How::Compressed(used)) => {
                 decompressor.decompress_into(&stored.bytes, *used, frame.plain.len(), plain)?;
             }
-            Some(How::Frame(entry)) => {
-                decode_frame_into(entry, &stored.bytes, decompressor, plain)?;
+            Some(How::Frame(index)) => {
+                let (entry, files) = &**index;
+                self.decoder
+                    .decode_into(entry, files, &stored.bytes, plain)?;
             }
         }
         Ok(())
     }
+}
+
+/// What a pack's index would say of a frame: pieces of files, from which the blocks of its pages follow again.
+fn places(blocks: &[BlockNumber], plain_length: usize) -> (Vec<Piece>, Vec<FilePath>) {
+    let mut pieces: Vec<Piece> = Vec::new();
+    let mut files = Vec::new();
+    for stretch in blocks.chunk_by(|a, b| b.0.checked_sub(1) == Some(a.0)) {
+        let (segment, page) = (
+            stretch[0].0 / RELATION_SEGMENT_BLOCKS,
+            stretch[0].0 % RELATION_SEGMENT_BLOCKS,
+        );
+        pieces.push(Piece {
+            file: files.len() as u32,
+            offset: u64::from(page) * PAGE_SIZE as u64,
+            length: (stretch.len() * PAGE_SIZE) as u32,
+        });
+        files.push(FilePath::in_data_directory(match segment {
+            0 => "base/1/1".to_owned(),
+            _ => format!("base/1/1.{segment}"),
+        }));
+    }
+    if blocks.is_empty() {
+        pieces.push(Piece {
+            file: 0,
+            offset: 0,
+            length: plain_length as u32,
+        });
+        files.push(FilePath::in_data_directory("other"));
+    }
+    (pieces, files)
 }

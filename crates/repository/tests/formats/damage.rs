@@ -5,10 +5,10 @@ use std::sync::Arc;
 use leeward_pgformat::{SystemIdentifier, TimelineId};
 use leeward_repository::RepositoryError;
 use leeward_repository::catalog::Repository;
-use leeward_repository::codec::Decompressor;
+use leeward_repository::frame::FrameDecoder;
 use leeward_repository::layout;
 use leeward_repository::manifest::ManifestReader;
-use leeward_repository::pack::{PackIndex, check_pack};
+use leeward_repository::pack::{PackIndex, PackInfo, check_pack};
 use leeward_repository::store::Key;
 use leeward_repository::wal_object::{
     WalFacts, read_wal_object, read_wal_object_contents, write_wal_object,
@@ -16,7 +16,8 @@ use leeward_repository::wal_object::{
 };
 
 use crate::kit::{
-    Place, ScannedWal, key, noise, rows, summary, write_small_manifest, write_small_pack,
+    Place, ScannedWal, key, noise, rows, summary, write_pages_pack, write_small_manifest,
+    write_small_pack,
 };
 
 /// Flips each bit of an object in turn and expects `check` to find something that names the object.
@@ -55,14 +56,26 @@ fn of_a_pack() {
     let pack = key("main/backups/20261122T023000Z-k7q2/packs/000007.pack");
     let info = write_small_pack(&*place.store, &pack).expect("a pack");
     for expected in [Some(&info), None] {
-        flip_every_bit(&place, &pack, &|| {
-            let mut damages = Vec::new();
-            check_pack(&*place.store, &pack, expected, &mut |error| {
-                damages.push(error)
-            })?;
-            damages.into_iter().next().map_or(Ok(()), Err)
-        });
+        flip_every_bit(&place, &pack, &|| first_damage(&place, &pack, expected));
     }
+}
+
+#[test]
+fn of_a_pack_of_pages_taken_apart() {
+    let place = Place::new();
+    let pack = key("main/backups/20261122T023000Z-k7q2/packs/000007.pack");
+    let info = write_pages_pack(&*place.store, &pack).expect("a pack");
+    flip_every_bit(&place, &pack, &|| first_damage(&place, &pack, Some(&info)));
+}
+
+fn first_damage(
+    place: &Place,
+    pack: &Key,
+    known: Option<&PackInfo>,
+) -> Result<(), RepositoryError> {
+    let mut damages = Vec::new();
+    check_pack(&*place.store, pack, known, &mut |error| damages.push(error))?;
+    damages.into_iter().next().map_or(Ok(()), Err)
 }
 
 #[test]
@@ -98,8 +111,8 @@ fn of_a_frame_names_relation_and_blocks() {
     }
     place.overwrite(&pack, &bytes);
     let text = |frame| {
-        let mut decompressor = Decompressor::new();
-        let read = index.read_frame(&*place.store, &pack, frame, &mut decompressor);
+        let mut decoder = FrameDecoder::new();
+        let read = index.read_frame(&*place.store, &pack, frame, &mut decoder);
         read.expect_err("damaged").to_string()
     };
     assert!(

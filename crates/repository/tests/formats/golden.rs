@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use leeward_pgformat::{SystemIdentifier, TimelineId};
 use leeward_repository::catalog::Repository;
-use leeward_repository::codec::Decompressor;
+use leeward_repository::frame::FrameDecoder;
 use leeward_repository::layout;
 use leeward_repository::manifest::{Entry, ManifestReader};
 use leeward_repository::pack::{PackIndex, check_pack};
@@ -112,10 +112,10 @@ fn format_1_is_read() {
     let info = manifest.sources()[0].packs[0];
     let pack = layout::pack("main", &backup.id, info.number).expect("a key");
     let index = PackIndex::read(&*store, &pack, Some(&info)).expect("an index");
-    let mut decompressor = Decompressor::new();
+    let mut decoder = FrameDecoder::new();
     let mut frame = |number| {
         index
-            .read_frame(&*store, &pack, number, &mut decompressor)
+            .read_frame(&*store, &pack, number, &mut decoder)
             .expect("a frame")
     };
     assert_eq!(frame(0), rows(2 * 8192));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use leeward_repository::RepositoryError;
 use leeward_repository::codec::{CompressionUsed, Decompressor};
-use leeward_repository::frame::{FrameDamage, FrameEntry, decode_frame};
+use leeward_repository::frame::{FrameDamage, FrameDecoder, FrameEntry};
 use leeward_repository::hash::Hash;
 use leeward_repository::manifest::ManifestReader;
 use leeward_repository::pack::{PackIndex, check_pack};
@@ -344,8 +344,9 @@ fn declared_lengths_are_checked_before_allocation() {
                 compression,
                 ..hostile_entry()
             };
-            let damage =
-                decode_frame(&entry, b"tiny", &mut Decompressor::new()).expect_err("too much");
+            let damage = FrameDecoder::new()
+                .decode(&entry, &[], b"tiny")
+                .expect_err("too much");
             assert!(matches!(damage, FrameDamage::Lengths(_)), "{damage}");
         }
     }
@@ -386,7 +387,7 @@ fn declared_lengths_are_checked_before_allocation() {
 
 #[test]
 fn newer_formats_are_refused_and_named() {
-    let mut decompressor = Decompressor::new();
+    let mut decoder = FrameDecoder::new();
     for (entry, what) in [
         (
             FrameEntry {
@@ -397,10 +398,10 @@ fn newer_formats_are_refused_and_named() {
         ),
         (
             FrameEntry {
-                transform: 1,
+                transform: 2,
                 ..hostile_entry()
             },
-            "page transform 1",
+            "page transform 2",
         ),
         (
             FrameEntry {
@@ -410,7 +411,8 @@ fn newer_formats_are_refused_and_named() {
             "compression 9",
         ),
     ] {
-        let text = decode_frame(&entry, b"tiny", &mut decompressor)
+        let text = decoder
+            .decode(&entry, &[], b"tiny")
             .expect_err("unknown")
             .to_string();
         assert!(text.contains(what) && text.contains("newer"), "{text}");

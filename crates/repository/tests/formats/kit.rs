@@ -6,11 +6,14 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use leeward_pgformat::{Lsn, RestorePoint, SystemIdentifier, TimelineId, TimestampTz, WalContents};
+use leeward_pgformat::page::page_checksum;
+use leeward_pgformat::{
+    BlockNumber, Lsn, RestorePoint, SystemIdentifier, TimelineId, TimestampTz, WalContents,
+};
 use leeward_repository::RepositoryError;
-use leeward_repository::codec::{Compression, Compressor};
+use leeward_repository::codec::{Compression, FrameCompression};
 use leeward_repository::file_path::FilePath;
-use leeward_repository::frame::encode_frame;
+use leeward_repository::frame::{EncodedFrame, FrameEncoder};
 use leeward_repository::hash::Hash;
 use leeward_repository::manifest::{
     Content, FileKind, FileRecord, ManifestInfo, ManifestWriter, Run, WalRecord,
@@ -103,22 +106,89 @@ pub fn write_small_pack(store: &dyn Store, key: &Key) -> Result<PackInfo, Reposi
     let relation = file("base/5/16384.1");
     let version = file("PG_VERSION");
     let outside = FilePath::configuration(b"/etc/postgresql/15/main/pg_hba.conf");
-    let mut zstd = Compressor::new(Compression::default());
-    let mut lz4 = Compressor::new(Compression::Lz4);
-    let pages = rows(2 * 8192);
+    let (zstd, lz4) = (Compression::default(), Compression::Lz4);
     pack.append(
-        encode_frame(&mut zstd, &pages, 8192)?,
+        plain_frame(zstd, &rows(2 * 8192), &[131_073, 131_074]),
         &[(&relation, 8192, 16384)],
     )?;
-    let other = noise(300, 1);
     pack.append(
-        encode_frame(&mut zstd, &other, 0)?,
+        plain_frame(zstd, &noise(300, 1), &[]),
         &[(&version, 0, 3), (&outside, 0, 297)],
     )?;
-    let page = rows(8192);
     pack.append(
-        encode_frame(&mut lz4, &page, 8192)?,
+        plain_frame(lz4, &rows(8192), &[131_072]),
         &[(&relation, 0, 8192)],
+    )?;
+    pack.finish()
+}
+
+/// A frame without the page transform; `blocks` are those of its pages, none for other bytes.
+pub fn plain_frame(compression: Compression, plain: &[u8], blocks: &[u32]) -> EncodedFrame {
+    frame(FrameCompression::Plain(compression), plain, blocks)
+}
+
+/// A frame on its own.
+pub fn frame(compression: FrameCompression, plain: &[u8], blocks: &[u32]) -> EncodedFrame {
+    let blocks: Vec<BlockNumber> = blocks.iter().copied().map(BlockNumber).collect();
+    FrameEncoder::new(compression)
+        .encode(plain, &blocks, &mut None)
+        .expect("a frame")
+}
+
+/// Pages of a table as a server writes them, one for each block: 100 rows of an id, a number and a word, with their
+/// headers, line pointers and checksums (`storage/bufpage.h`, `access/htup_details.h`).
+pub fn heap_pages(blocks: &[u32]) -> Vec<u8> {
+    let mut pages = Vec::with_capacity(blocks.len() * 8192);
+    for block in blocks {
+        let mut page = [0; 8192];
+        let mut upper = 8192;
+        for item in 1..=100_u16 {
+            let id = u64::from(*block) * 100 + u64::from(item);
+            let word = format!("{:x}", Hash::of(&id.to_le_bytes()).0[0]);
+            let length = 24 + 16 + 1 + word.len();
+            upper -= length.next_multiple_of(8);
+            let row = &mut page[upper..upper + length];
+            row[0..4].copy_from_slice(&(700 + id as u32 / 1_000).to_le_bytes()); // t_xmin
+            row[12..14].copy_from_slice(&((block >> 16) as u16).to_le_bytes()); // t_ctid
+            row[14..16].copy_from_slice(&(*block as u16).to_le_bytes());
+            row[16..18].copy_from_slice(&item.to_le_bytes());
+            row[18..20].copy_from_slice(&3_u16.to_le_bytes()); // t_infomask2: columns
+            row[20..22].copy_from_slice(&0x0902_u16.to_le_bytes()); // t_infomask
+            row[22] = 24; // t_hoff
+            row[24..32].copy_from_slice(&id.to_le_bytes());
+            row[32..40].copy_from_slice(&(id * id).to_le_bytes());
+            row[40] = (word.len() as u8 + 1) << 1 | 1; // a short varlena
+            row[41..].copy_from_slice(word.as_bytes());
+            let pointer = upper as u32 | 1 << 15 | (length as u32) << 17;
+            let at = 20 + 4 * usize::from(item);
+            page[at..at + 4].copy_from_slice(&pointer.to_le_bytes());
+        }
+        page[4..8].copy_from_slice(&(0x0200_0028 + block * 56).to_le_bytes()); // pd_lsn
+        page[12..14].copy_from_slice(&424_u16.to_le_bytes()); // pd_lower
+        page[14..16].copy_from_slice(&(upper as u16).to_le_bytes());
+        page[16..18].copy_from_slice(&8192_u16.to_le_bytes()); // pd_special
+        page[18..20].copy_from_slice(&0x2004_u16.to_le_bytes()); // pd_pagesize_version
+        let checksum = page_checksum(&page, BlockNumber(*block));
+        page[8..10].copy_from_slice(&checksum.to_le_bytes());
+        pages.extend_from_slice(&page);
+    }
+    pages
+}
+
+/// A pack of two frames of pages taken apart: a stretch of one relation, and pages of two.
+pub fn write_pages_pack(store: &dyn Store, key: &Key) -> Result<PackInfo, RepositoryError> {
+    let mut pack = PackWriter::create(store, key, 7)?;
+    let (one, other) = (file("base/5/16384.1"), file("base/5/16390"));
+    let apart = FrameCompression::default();
+    let blocks = [131_073, 131_074, 131_075];
+    pack.append(
+        frame(apart, &heap_pages(&blocks), &blocks),
+        &[(&one, 8192, 3 * 8192)],
+    )?;
+    let blocks = [131_072, 0];
+    pack.append(
+        frame(apart, &heap_pages(&blocks), &blocks),
+        &[(&one, 0, 8192), (&other, 0, 8192)],
     )?;
     pack.finish()
 }

@@ -5,4 +5,5 @@ mod damage;
 mod golden;
 mod hostile;
 mod kit;
+mod pages;
 mod round_trip;

@@ -5,9 +5,11 @@ use std::io::Read;
 use std::sync::Arc;
 
 use leeward_pgformat::{SystemIdentifier, TimelineId};
-use leeward_repository::codec::{Compression, CompressionUsed, Compressor, Decompressor};
+use leeward_repository::codec::{
+    Compression, CompressionUsed, Compressor, Decompressor, FrameCompression,
+};
 use leeward_repository::file_path::{FilePath, Root};
-use leeward_repository::frame::{FRAME_BYTES, encode_frame};
+use leeward_repository::frame::{FRAME_BYTES, FrameDecoder};
 use leeward_repository::manifest::{
     Content, Entry, FileKind, FileRecord, ManifestReader, ManifestWriter, Run, WalRecord,
 };
@@ -22,7 +24,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use crate::kit::{
-    Place, ScannedWal, file, key, noise, rows, small_records, small_wal, wal_contents,
+    Place, ScannedWal, file, key, noise, plain_frame, rows, small_records, small_wal, wal_contents,
     write_small_manifest,
 };
 
@@ -87,8 +89,8 @@ fn every_level_of_every_compression_brings_the_bytes_back() {
 
 #[test]
 fn random_frames_are_stored_raw_and_their_holes_are_not() {
-    let mut compressor = Compressor::new(Compression::default());
-    let random = encode_frame(&mut compressor, &noise(FRAME_BYTES, 9), 0).expect("a frame");
+    let zstd = Compression::default();
+    let random = plain_frame(zstd, &noise(FRAME_BYTES, 9), &[]);
     assert_eq!(random.compression, CompressionUsed::None);
     assert_eq!(random.stored_hash, random.plain_hash.short());
 
@@ -97,7 +99,8 @@ fn random_frames_are_stored_raw_and_their_holes_are_not() {
     for page in pages.chunks_mut(8192) {
         page[..400].fill(0);
     }
-    let pages = encode_frame(&mut compressor, &pages, 8192).expect("a frame");
+    let blocks: Vec<u32> = (0..128).collect();
+    let pages = plain_frame(zstd, &pages, &blocks);
     assert_eq!(pages.compression, CompressionUsed::Zstd);
     assert!(
         pages.stored.len() < FRAME_BYTES * 96 / 100,
@@ -107,8 +110,7 @@ fn random_frames_are_stored_raw_and_their_holes_are_not() {
 
     // The same random half twice: found, although every byte looks random.
     let half = noise(FRAME_BYTES / 2, 11);
-    let twice =
-        encode_frame(&mut compressor, &[&half[..], &half[..]].concat(), 0).expect("a frame");
+    let twice = plain_frame(zstd, &[&half[..], &half[..]].concat(), &[]);
     assert!(
         twice.stored.len() < FRAME_BYTES * 6 / 10,
         "{} bytes",
@@ -119,7 +121,16 @@ fn random_frames_are_stored_raw_and_their_holes_are_not() {
 #[test]
 fn names_of_compressions() {
     for wrong in [
-        "", "zstd:", "zstd:0", "zstd:20", "zstd:-1", "gzip", "lz4:1", "ZSTD",
+        "",
+        "zstd:",
+        "zstd:0",
+        "zstd:20",
+        "zstd:-1",
+        "gzip",
+        "lz4:1",
+        "ZSTD",
+        "pages",
+        "pages+lz4",
     ] {
         assert!(wrong.parse::<Compression>().is_err(), "{wrong}");
     }
@@ -128,6 +139,35 @@ fn names_of_compressions() {
         "zstd:7".parse::<Compression>().expect("valid").to_string(),
         "zstd:7"
     );
+    let elsewhere = "pages".parse::<Compression>().expect_err("not here");
+    assert!(elsewhere.to_string().contains("backups"), "{elsewhere}");
+
+    for wrong in [
+        "page",
+        "pages+",
+        "pages:1",
+        "pages+none",
+        "pages+zstd:0",
+        "pages+pages",
+        "+zstd",
+        "gzip",
+    ] {
+        let error = wrong.parse::<FrameCompression>().expect_err(wrong);
+        assert!(error.to_string().contains("pages+zstd:19"), "{error}");
+    }
+    assert_eq!(FrameCompression::default().to_string(), "pages");
+    for text in [
+        "pages",
+        "pages+zstd:1",
+        "pages+lz4",
+        "zstd:3",
+        "zstd:19",
+        "lz4",
+        "none",
+    ] {
+        let read: FrameCompression = text.parse().expect(text);
+        assert_eq!(read.to_string(), text);
+    }
 }
 
 proptest! {
@@ -135,15 +175,15 @@ proptest! {
 
     #[test]
     fn packs(
-        frames in vec((contents(), compressions(), prop_oneof![Just(0_u16), Just(8192)], vec(paths(), 1..5)), 0..6),
+        frames in vec((contents(), compressions(), vec(paths(), 1..5)), 0..6),
         number in any::<u32>(),
     ) {
         let place = Place::new();
         let pack_key = key("main/backups/x/packs/000000.pack");
         let mut writer = PackWriter::create(&*place.store, &pack_key, number).expect("a pack");
         let mut expected = Vec::new();
-        for (at, (plain, compression, page_size, paths)) in frames.iter().enumerate() {
-            let frame = encode_frame(&mut Compressor::new(*compression), plain, *page_size).expect("a frame");
+        for (at, (plain, compression, paths)) in frames.iter().enumerate() {
+            let frame = plain_frame(*compression, plain, &[]);
             // The bytes go to the paths in equal shares.
             let share = plain.len() / paths.len();
             let pieces: Vec<(&FilePath, u64, u32)> = paths
@@ -164,17 +204,17 @@ proptest! {
             let index = PackIndex::read(&*place.store, &pack_key, known).expect("an index");
             prop_assert_eq!(index.number(), number);
             prop_assert_eq!(index.frames.len(), frames.len());
-            let mut decompressor = Decompressor::new();
-            for (at, (plain, _, page_size, _)) in frames.iter().enumerate() {
+            let mut decoder = FrameDecoder::new();
+            for (at, (plain, _, _)) in frames.iter().enumerate() {
                 let entry = &index.frames[at];
-                prop_assert_eq!(entry.page_size, *page_size);
+                prop_assert_eq!((entry.page_size, entry.transform), (0, 0));
                 let pieces: Vec<_> = entry
                     .pieces
                     .iter()
                     .map(|piece| (index.files[piece.file as usize].clone(), piece.offset, piece.length))
                     .collect();
                 prop_assert_eq!(&pieces, &expected[at]);
-                let back = index.read_frame(&*place.store, &pack_key, at as u32, &mut decompressor).expect("a frame");
+                let back = index.read_frame(&*place.store, &pack_key, at as u32, &mut decoder).expect("a frame");
                 prop_assert!(back == *plain);
             }
         }
@@ -487,8 +527,7 @@ fn what_a_restore_could_not_use_is_not_written() {
             "{error}"
         );
         let mut pack = PackWriter::create(&*place.store, &key("pack"), 0).expect("a pack");
-        let frame =
-            encode_frame(&mut Compressor::new(Compression::None), b"12", 0).expect("a frame");
+        let frame = plain_frame(Compression::None, b"12", &[]);
         assert!(
             pack.append(frame, &[(&file(path), 0, 2)]).is_err(),
             "{path}"
@@ -510,7 +549,7 @@ fn what_a_restore_could_not_use_is_not_written() {
     };
     assert!(writer.add_file(&outside).is_err());
     let mut pack = PackWriter::create(&*place.store, &key("pack"), 0).expect("a pack");
-    let frame = encode_frame(&mut Compressor::new(Compression::None), b"12", 0).expect("a frame");
+    let frame = plain_frame(Compression::None, b"12", &[]);
     assert!(
         pack.append(frame, &[(&file("x"), 0, 3)]).is_err(),
         "pieces longer than the frame"
