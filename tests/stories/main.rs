@@ -85,3 +85,5 @@ mod story_039_damage;
 mod story_040_what_must_not_be_lost;
 #[path = "041_split_brain.rs"]
 mod story_041_split_brain;
+#[path = "042_pages_taken_apart.rs"]
+mod story_042_pages_taken_apart;

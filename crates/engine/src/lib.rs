@@ -8,6 +8,7 @@ pub mod event;
 pub mod export;
 mod frames;
 pub mod moment;
+pub mod pack;
 mod parallel;
 mod repository;
 pub mod restore;

@@ -128,6 +128,29 @@ pub enum Command {
     /// Archive WAL, and give it back
     #[command(subcommand)]
     Wal(Wal),
+    /// Look into a pack of a backup: recovery by hand
+    #[command(subcommand)]
+    Frame(Frame),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Frame {
+    /// What each frame of a pack holds
+    List {
+        /// An id, a unique prefix of one, or latest
+        backup: String,
+        /// The pack's number, from 0
+        pack: u32,
+    },
+    /// Write the plain bytes of a frame to standard output: pages as the server had them
+    Cat {
+        /// An id, a unique prefix of one, or latest
+        backup: String,
+        /// The pack's number, from 0
+        pack: u32,
+        /// The frame's number, from 0
+        frame: u32,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -2,6 +2,7 @@
 
 mod backup;
 mod export;
+mod frame;
 mod list;
 mod restore;
 mod show;
@@ -24,6 +25,7 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
         Command::Show { backup } => show::run(&args.global, &config, &backup),
         Command::Restore(restore) => restore::run(&args.global, &config, restore),
         Command::Export(export) => export::run(&args.global, &config, &export),
+        Command::Frame(frame) => frame::run(&args.global, &config, &frame),
         Command::Wal(wal) => wal::run(&args.global, &config, wal),
     }
 }

@@ -169,6 +169,7 @@ pub fn may_be_restore_command(args: impl Iterator<Item = std::ffi::OsString>) ->
             // The last ones: "wal" was a name then.
             let others = [
                 "push", "receive", "list", "prefetch", "backup", "show", "restore", "export",
+                "frame",
             ];
             !words
                 .next()
