@@ -6,7 +6,7 @@ import time
 
 from . import servers
 from .machine import WORK, BenchError, account, environment, folder, measure, remove, run, say
-from .tools import LEEWARD, LEVEL
+from .tools import LEEWARD
 
 MANY, REPOSITORY, RESTORED = WORK / "many", WORK / "repo/many", WORK / "restored/many"
 PORT = 54319
@@ -48,8 +48,8 @@ def measure_memory(files):
     try:
         env = environment(PGUSER=servers.ROLE)
         rows = [
-            measure(f"leeward/{files} files/backup", [LEEWARD, "backup", "--pgdata", MANY, "--repository", REPOSITORY,
-                    "--compression", f"zstd:{LEVEL}"], env=env, stored=[REPOSITORY], sync_counts=False,
+            measure(f"leeward/{files} files/backup", [LEEWARD, "backup", "--pgdata", MANY, "--repository", REPOSITORY],
+                    env=env, stored=[REPOSITORY], sync_counts=False,
                     servers={"standby": servers.postmaster(MANY)}),
             measure(f"leeward/{files} files/restore", [LEEWARD, "restore", "latest", "--to", RESTORED, "--repository", REPOSITORY],
                     env=env, stored=[RESTORED], sync_counts=False),

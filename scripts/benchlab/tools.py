@@ -76,7 +76,7 @@ class Leeward(Tool):
         remove(bucket.ROOT / bucket.BUCKET / "leeward" if self.store == "s3" else self.repository)
 
     def backup(self):
-        return [LEEWARD, "backup", "--pgdata", STANDBY, "--repository", self.url(), "--compression", f"zstd:{LEVEL}"]
+        return [LEEWARD, "backup", "--pgdata", STANDBY, "--repository", self.url()]
 
     def restore(self):
         return [LEEWARD, "restore", "latest", "--to", self.target, "--repository", self.url()]
