@@ -261,8 +261,17 @@ impl<'a> Sight<'a> {
                 _ => low = middle + 1,
             }
         }
-        // The record that leads into it, or out of the last, may be the one.
-        for step in &after[low.min(after.len().saturating_sub(1))..] {
+        // The record that leads into it, or out of the last, may be the one; or one of those between segments in which no
+        // other transaction ended.
+        let mut first = low.min(after.len().saturating_sub(1));
+        while first > low.saturating_sub(BOUNDARIES_NEARBY)
+            && self.witness.contents(&[after[first - 1]])?[0]
+                .last_time
+                .is_none()
+        {
+            first -= 1;
+        }
+        for step in &after[first..] {
             let mut stop = None;
             self.walk_around(step, backup.start, &mut |event| {
                 stop = later(event).filter(|found| found.begin >= backup.stop && found.end <= end);

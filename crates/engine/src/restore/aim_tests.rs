@@ -381,6 +381,43 @@ fn few_frames_are_looked_at_for_a_time() {
 }
 
 #[test]
+fn a_commit_between_segments_without_any_other_is_found() {
+    let border = |number: u64| (FIRST + number) * SEGMENT;
+    let record = |begin, end, what| Record {
+        begin: Lsn(begin),
+        end: Lsn(end),
+        what,
+    };
+    let first = border(0) + 40;
+    let log = Log {
+        records: vec![
+            record(first, first + 40, What::Commit(700, 1_000_000)),
+            record(first + 40, border(1) - 8, What::Other),
+            record(border(1) - 8, border(1) + 32, What::Commit(701, 2_500_000)),
+            record(border(1) + 32, border(2) + 40, What::Other),
+            record(border(2) + 40, border(2) + 80, What::Commit(702, 5_000_000)),
+        ],
+    };
+    let world = World {
+        timelines: BTreeMap::from([(1, ((FIRST..FIRST + 3).collect(), Vec::new()))]),
+        backups: vec![backup("aaaa", 1, log.records[0].begin, log.records[0].end)],
+        histories: BTreeMap::from([(1, Vec::new())]),
+    };
+    let coverage = coverage(&world, size());
+    let path = Path::new(&coverage, TimelineId(1));
+    let aim = Aim::Time(TimestampTz(2_200_000));
+    let sight = Sight::new(&path, &log, &aim, true, Lsn(0)).expect("a sight");
+    let stop = Stop {
+        lsn: log.records[2].begin,
+        time: Some(TimestampTz(2_500_000)),
+    };
+    assert_eq!(
+        sight.judge(&world.backups[0]).expect("a verdict"),
+        Verdict::Reaches(stop)
+    );
+}
+
+#[test]
 fn names_may_come_twice() {
     let mut log = steady();
     for at in [22, 62] {
