@@ -110,8 +110,8 @@ impl Streams {
         if self.columns.len() < self.column_widths.len() {
             self.columns.resize_with(self.column_widths.len(), Vec::new);
         }
-        self.bytes.iter_mut().for_each(Vec::clear);
-        self.columns.iter_mut().for_each(Vec::clear);
+        let streams = self.bytes.iter_mut().chain(&mut self.columns);
+        streams.for_each(clear);
     }
 
     /// Adds a row, or bytes.
@@ -165,6 +165,14 @@ impl Streams {
         streams().for_each(|(bytes, _)| put_varint(bytes.len(), out));
         streams().for_each(|(bytes, width)| split(bytes, width, out));
     }
+}
+
+/// Empties the stream, and gives up memory that the last frame had no use for: relations differ in what they need.
+fn clear(stream: &mut Vec<u8>) {
+    if stream.capacity() > 4 * stream.len() + 1024 {
+        *stream = Vec::new();
+    }
+    stream.clear();
 }
 
 pub(super) fn add_rows<const WIDTH: usize>(
