@@ -256,7 +256,7 @@ impl<'a> Sight<'a> {
         let (mut low, mut high) = (0, after.len());
         while low < high {
             let middle = low + (high - low) / 2;
-            match self.nearest_moments(&after[low..=middle])? {
+            match nearest(self.witness, &after[low..=middle], has_moment)? {
                 Some(contents) if near(&contents) => high = middle,
                 _ => low = middle + 1,
             }
@@ -287,17 +287,6 @@ impl<'a> Sight<'a> {
         Ok(Verdict::Beyond)
     }
 
-    /// The contents of the last of `steps` in which a transaction ended.
-    fn nearest_moments(&self, steps: &[&Step]) -> Result<Option<WalContents>> {
-        for step in steps.iter().rev() {
-            let contents = self.witness.contents(&[step])?.swap_remove(0);
-            if contents.last_time.is_some() {
-                return Ok(Some(contents));
-            }
-        }
-        Ok(None)
-    }
-
     /// Walks a segment, and the one before it as far as it is held, for the record that leads from there.
     fn walk_around(
         &self,
@@ -318,6 +307,26 @@ impl<'a> Sight<'a> {
     pub(crate) fn last_moment(&self, from: Lsn, end: Lsn) -> Result<Option<Found>> {
         last_moment(self.path, self.witness, from, end)
     }
+}
+
+/// The contents of the last of `steps` that have what is asked for: segments in which no transaction ended do not tell how far
+/// times or ids had come.
+fn nearest(
+    witness: &dyn Witness,
+    steps: &[&Step],
+    has: fn(&WalContents) -> bool,
+) -> Result<Option<WalContents>> {
+    for step in steps.iter().rev() {
+        let contents = witness.contents(&[step])?.swap_remove(0);
+        if has(&contents) {
+            return Ok(Some(contents));
+        }
+    }
+    Ok(None)
+}
+
+fn has_moment(contents: &WalContents) -> bool {
+    contents.last_time.is_some()
 }
 
 /// The last commit or rollback of a path that begins in `[from, end)`.
@@ -384,8 +393,11 @@ fn find_transaction(
     let (mut low, mut high) = (0, steps.len());
     while low < high {
         let middle = low + (high - low) / 2;
-        let reached = witness.contents(&[steps[middle]])?[0]
-            .xids
+        let nearest = nearest(witness, &steps[low..=middle], |contents| {
+            contents.xids.is_some()
+        })?;
+        let reached = nearest
+            .and_then(|contents| contents.xids)
             .is_some_and(|(_, most)| most >= xid.0);
         if reached {
             high = middle;

@@ -396,25 +396,28 @@ fn a_commit_between_segments_without_any_other_is_found() {
             record(border(1) - 8, border(1) + 32, What::Commit(701, 2_500_000)),
             record(border(1) + 32, border(2) + 40, What::Other),
             record(border(2) + 40, border(2) + 80, What::Commit(702, 5_000_000)),
+            record(border(2) + 80, border(4) - 8, What::Other),
         ],
     };
     let world = World {
-        timelines: BTreeMap::from([(1, ((FIRST..FIRST + 3).collect(), Vec::new()))]),
+        timelines: BTreeMap::from([(1, ((FIRST..FIRST + 4).collect(), Vec::new()))]),
         backups: vec![backup("aaaa", 1, log.records[0].begin, log.records[0].end)],
         histories: BTreeMap::from([(1, Vec::new())]),
     };
     let coverage = coverage(&world, size());
     let path = Path::new(&coverage, TimelineId(1));
-    let aim = Aim::Time(TimestampTz(2_200_000));
-    let sight = Sight::new(&path, &log, &aim, true, Lsn(0)).expect("a sight");
     let stop = Stop {
         lsn: log.records[2].begin,
         time: Some(TimestampTz(2_500_000)),
     };
-    assert_eq!(
-        sight.judge(&world.backups[0]).expect("a verdict"),
-        Verdict::Reaches(stop)
-    );
+    for aim in [
+        Aim::Time(TimestampTz(2_200_000)),
+        Aim::Transaction(TransactionId(701)),
+    ] {
+        let sight = Sight::new(&path, &log, &aim, false, Lsn(0)).expect("a sight");
+        let verdict = sight.judge(&world.backups[0]).expect("a verdict");
+        assert_eq!(verdict, Verdict::Reaches(stop), "{aim:?}");
+    }
 }
 
 #[test]
