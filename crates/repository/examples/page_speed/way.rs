@@ -2,6 +2,7 @@
 
 use std::error::Error;
 
+use leeward_pgformat::page_transform::PageTransform;
 use leeward_pgformat::{BlockNumber, PAGE_SIZE, RELATION_SEGMENT_BLOCKS, RelationSegment};
 use leeward_repository::codec::{Compression, CompressionUsed, Compressor, Decompressor};
 use leeward_repository::file_path::FilePath;
@@ -15,6 +16,9 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 pub struct Way {
     coder: Coder,
     decompressor: Decompressor,
+    transform: PageTransform,
+    /// Pages taken apart, on the way back.
+    apart: Vec<u8>,
     decoder: FrameDecoder,
 }
 
@@ -22,14 +26,25 @@ enum Coder {
     /// zstd as its library does it.
     Library(zstd::bulk::Compressor<'static>),
     Codec(Compressor),
+    /// The page transform with zstd as its library does it behind, and nothing else.
+    Pages(Box<Pages>),
     Frame(Box<Frames>),
 }
+
+struct Pages {
+    transform: PageTransform,
+    zstd: zstd::bulk::Compressor<'static>,
+    apart: Vec<u8>,
+    choice: RelationChoice,
+}
+
+/// How the last relation's pages were best written.
+type RelationChoice = (Option<RelationSegment>, Option<Choice>);
 
 /// All that a frame takes, as a copier of a backup does it.
 struct Frames {
     encoder: FrameEncoder,
-    /// How the last relation's pages were best written.
-    choice: (Option<RelationSegment>, Option<Choice>),
+    choice: RelationChoice,
 }
 
 /// What one frame became.
@@ -41,16 +56,21 @@ pub struct Stored {
 
 enum How {
     Compressed(CompressionUsed),
+    /// Bytes after the page transform.
+    Apart(usize),
     Frame(Box<(FrameEntry, Vec<FilePath>)>),
 }
 
 impl Way {
     pub fn new(name: &str) -> Result<Self> {
         let coder = match name.split_once(':') {
-            Some(("library", name)) => match name.parse()? {
-                Compression::Zstd { level } => Coder::Library(zstd::bulk::Compressor::new(level)?),
-                other => return Err(format!("\"library:{other}\": only zstd:1 to zstd:19").into()),
-            },
+            Some(("library", name)) => Coder::Library(library(name)?),
+            Some(("pages", name)) => Coder::Pages(Box::new(Pages {
+                transform: PageTransform::new(),
+                zstd: library(name)?,
+                apart: Vec::new(),
+                choice: (None, None),
+            })),
             Some(("codec", name)) => Coder::Codec(Compressor::new(name.parse()?)),
             Some(("frame", name)) => Coder::Frame(Box::new(Frames {
                 encoder: FrameEncoder::new(name.parse()?),
@@ -61,6 +81,8 @@ impl Way {
         Ok(Self {
             coder,
             decompressor: Decompressor::new(),
+            transform: PageTransform::new(),
+            apart: Vec::new(),
             decoder: FrameDecoder::new(),
         })
     }
@@ -70,12 +92,26 @@ impl Way {
         let plain = &frame.plain;
         stored.how = Some(match &mut self.coder {
             Coder::Library(library) => {
-                stored.bytes.clear();
-                stored
-                    .bytes
-                    .reserve(zstd::zstd_safe::compress_bound(plain.len()));
-                library.compress_to_buffer(plain, &mut stored.bytes)?;
+                compress(library, plain, &mut stored.bytes)?;
                 How::Compressed(CompressionUsed::Zstd)
+            }
+            Coder::Pages(pages) => {
+                if pages.choice.0 != frame.owner {
+                    pages.choice = (frame.owner, None);
+                }
+                let known = pages.choice.1.as_ref();
+                let chosen =
+                    pages
+                        .transform
+                        .take_apart(plain, &frame.blocks, known, &mut pages.apart);
+                if let Some(choice) = chosen {
+                    pages.choice.1 = Some(choice);
+                    compress(&mut pages.zstd, &pages.apart, &mut stored.bytes)?;
+                    How::Apart(pages.apart.len())
+                } else {
+                    compress(&mut pages.zstd, plain, &mut stored.bytes)?;
+                    How::Compressed(CompressionUsed::Zstd)
+                }
             }
             Coder::Codec(codec) => How::Compressed(codec.compress(plain, &mut stored.bytes)?),
             Coder::Frame(frames) => {
@@ -113,6 +149,16 @@ impl Way {
             Some(How::Compressed(used)) => {
                 decompressor.decompress_into(&stored.bytes, *used, frame.plain.len(), plain)?;
             }
+            Some(How::Apart(length)) => {
+                let apart = &mut self.apart;
+                decompressor.decompress_into(
+                    &stored.bytes,
+                    CompressionUsed::Zstd,
+                    *length,
+                    apart,
+                )?;
+                self.transform.put_together(apart, &frame.blocks, plain)?;
+            }
             Some(How::Frame(index)) => {
                 let (entry, files) = &**index;
                 self.decoder
@@ -121,6 +167,25 @@ impl Way {
         }
         Ok(())
     }
+}
+
+/// zstd's own compressor of the level that this names.
+fn library(name: &str) -> Result<zstd::bulk::Compressor<'static>> {
+    match name.parse()? {
+        Compression::Zstd { level } => Ok(zstd::bulk::Compressor::new(level)?),
+        other => Err(format!("\"{other}\": only zstd:1 to zstd:19").into()),
+    }
+}
+
+fn compress(
+    library: &mut zstd::bulk::Compressor<'static>,
+    bytes: &[u8],
+    out: &mut Vec<u8>,
+) -> Result<()> {
+    out.clear();
+    out.reserve(zstd::zstd_safe::compress_bound(bytes.len()));
+    library.compress_to_buffer(bytes, out)?;
+    Ok(())
 }
 
 /// What a pack's index would say of a frame: pieces of files, from which the blocks of its pages follow again.
