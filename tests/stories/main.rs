@@ -87,3 +87,5 @@ mod story_040_what_must_not_be_lost;
 mod story_041_split_brain;
 #[path = "042_pages_taken_apart.rs"]
 mod story_042_pages_taken_apart;
+#[path = "043_pages_of_every_kind.rs"]
+mod story_043_pages_of_every_kind;
