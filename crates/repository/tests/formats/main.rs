@@ -6,4 +6,5 @@ mod golden;
 mod hostile;
 mod kit;
 mod pages;
+mod read_frame;
 mod round_trip;
