@@ -12,6 +12,7 @@
 
 mod anatomy;
 mod choose;
+mod columns;
 mod heap;
 mod index;
 mod infer;

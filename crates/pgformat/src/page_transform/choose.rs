@@ -4,9 +4,8 @@
 use std::sync::LazyLock;
 
 use super::anatomy::{Item, Kind, examine, stored};
-use super::rows::widened;
 use super::schema::{Column, Row, SCHEMAS, Schema};
-use super::words::{Class, Mode, Plan};
+use super::words::{Class, Mode, Plan, widened};
 use super::{Choice, heap, index, infer};
 use crate::{BlockNumber, PAGE_SIZE};
 

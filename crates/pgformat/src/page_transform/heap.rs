@@ -4,10 +4,10 @@
 
 use super::TransformDamage;
 use super::anatomy::Item;
-use super::rows::{Place, Rows, widened};
+use super::rows::{Place, Rows};
 use super::schema::{COLUMNS, Row};
 use super::streams::{Source, Stream, Streams};
-use super::words::Class;
+use super::words::{Class, widened};
 use crate::{BlockNumber, PAGE_SIZE, u16_at, u32_at, u64_at};
 
 // The control byte of a tuple.
@@ -33,55 +33,76 @@ const HAS_VARIABLE: u16 = 0x0002;
 /// Where `t_hoff` is, and behind it the null bitmap.
 const PREFIX: usize = 22;
 
+/// Bytes of a header that every tuple has: it is as long without a null bitmap, or with that of eight columns.
+const HEADER: usize = 24;
+
 /// The tuple before.
 pub(super) struct HeapTuples {
-    xmin: u32,
+    /// Its header, as far as `t_hoff` says.
+    header: [u8; 256],
+    /// The last `t_xmax` that was not zero.
     xmax: u32,
-    cid: [u8; 4],
-    infomasks: [u8; 4],
-    /// `t_hoff` and what lies between it and the row.
-    prefix: [u8; 256],
-    prefix_length: usize,
+    /// What the header says of the row.
+    row: Place,
 }
 
 impl HeapTuples {
     pub(super) fn new() -> Self {
+        let header = [0; 256];
         Self {
-            xmin: 0,
+            row: place(&header),
+            header,
             xmax: 0,
-            cid: [0; 4],
-            infomasks: [0; 4],
-            prefix: [0; 256],
-            prefix_length: 0,
         }
     }
 
     /// A tuple that is `item` number `number` (from 1) of its page; its row is collected by `rows`.
+    #[inline]
     pub(super) fn put(
         &mut self,
         page: &[u8; PAGE_SIZE],
         item: Item,
-        here: (BlockNumber, u16),
+        (block, number): (BlockNumber, u16),
         rows: &mut Rows<'_>,
         streams: &mut Streams,
     ) {
         let tuple = &page[item.start()..item.end()];
-        let (block, number) = here;
+        let length = usize::from(tuple[PREFIX]);
+        let header = &tuple[..length];
+        self.header[12..16].copy_from_slice(&block_bytes(block.0));
+        self.header[16..18].copy_from_slice(&number.to_le_bytes());
+        // Two bytes, as most tuples have them, are compared without a call.
+        let same = header[..HEADER] == self.header[..HEADER]
+            && (length == HEADER || header[HEADER..] == self.header[HEADER..length]);
+        let control = if !same {
+            self.put_header(header, block, streams)
+        } else if u32_at(header, 4) == 0 {
+            0
+        } else {
+            XMAX_SAME
+        };
+        streams.put_byte(Stream::HeapControl, control);
+        rows.add(self.row(item));
+    }
+
+    /// Puts what is not as before, which is the tuple's own place in `t_ctid`; returns the control byte.
+    fn put_header(&mut self, header: &[u8], block: BlockNumber, streams: &mut Streams) -> u8 {
         let mut control = 0;
-        let (xmin, xmax) = (u32_at(tuple, 0), u32_at(tuple, 4));
-        if xmin != self.xmin {
-            control |= match near(xmin, self.xmin) {
+        let before = &self.header;
+        let (xmin, xmin_before) = (u32_at(header, 0), u32_at(before, 0));
+        if xmin != xmin_before {
+            control |= match near(xmin, xmin_before) {
                 Some(byte) => {
                     streams.put_byte(Stream::XminNear, byte);
                     XMIN_NEAR
                 }
                 None => {
-                    streams.put(Stream::Xmin, &xmin.to_le_bytes());
+                    streams.put(Stream::Xmin, &header[0..4]);
                     XMIN_GIVEN
                 }
             };
-            self.xmin = xmin;
         }
+        let xmax = u32_at(header, 4);
         if xmax != 0 {
             control |= match near(xmax, self.xmax) {
                 Some(0) => XMAX_SAME,
@@ -90,136 +111,138 @@ impl HeapTuples {
                     XMAX_NEAR
                 }
                 None => {
-                    streams.put(Stream::Xmax, &xmax.to_le_bytes());
+                    streams.put(Stream::Xmax, &header[4..8]);
                     XMAX_GIVEN
                 }
             };
             self.xmax = xmax;
         }
-        let cid = u32_at(tuple, 8).to_le_bytes();
-        if cid != self.cid {
-            self.cid = cid;
+        if header[8..12] != before[8..12] {
             control |= CID_GIVEN;
-            streams.put(Stream::Cid, &cid);
+            streams.put(Stream::Cid, &header[8..12]);
         }
-        let (to_block, to_number) = (block_at(tuple, 12), u16_at(tuple, 16));
-        if (to_block, to_number) != (block.0, number) {
+        if header[12..18] != before[12..18] {
             control |= CTID_GIVEN;
             let mut row = [0; 6];
-            row[..4].copy_from_slice(&to_block.wrapping_sub(block.0).to_le_bytes());
-            row[4..].copy_from_slice(&to_number.to_le_bytes());
+            let ahead = block_at(header, 12).wrapping_sub(block.0);
+            row[..4].copy_from_slice(&ahead.to_le_bytes());
+            row[4..].copy_from_slice(&header[16..18]);
             streams.put(Stream::Ctid, &row);
         }
-        let infomasks = u32_at(tuple, 18).to_le_bytes();
-        if infomasks != self.infomasks {
-            self.infomasks = infomasks;
+        if header[18..22] != before[18..22] {
             control |= INFOMASKS_GIVEN;
-            streams.put(Stream::Infomasks, &infomasks);
+            streams.put(Stream::Infomasks, &header[18..22]);
         }
-        let values = usize::from(tuple[PREFIX]);
-        let prefix = &tuple[PREFIX..values];
-        if !same(prefix, &self.prefix[..self.prefix_length]) {
-            self.prefix_length = prefix.len();
-            self.prefix[..prefix.len()].copy_from_slice(prefix);
+        // With `t_hoff`: of another length there is another.
+        if header[PREFIX..] != before[PREFIX..header.len()] {
             control |= PREFIX_GIVEN;
-            streams.put(Stream::HeapPrefix, prefix);
+            streams.put(Stream::HeapPrefix, &header[PREFIX..]);
         }
-        streams.put_byte(Stream::HeapControl, control);
-        rows.add(place(tuple, item, values));
+        self.header[..header.len()].copy_from_slice(header);
+        if control & (INFOMASKS_GIVEN | PREFIX_GIVEN) != 0 {
+            self.row = place(&self.header);
+        }
+        control
     }
 
     /// Fills the tuple, but for a row that `rows` collects.
+    #[inline]
     pub(super) fn take(
         &mut self,
         page: &mut [u8; PAGE_SIZE],
         item: Item,
-        here: (BlockNumber, u16),
+        (block, number): (BlockNumber, u16),
         rows: &mut Rows<'_>,
         source: &mut Source<'_>,
     ) -> Result<(), TransformDamage> {
         let tuple = &mut page[item.start()..item.end()];
-        let (block, number) = here;
-        const SHORT: TransformDamage = TransformDamage("a heap tuple is shorter than its header");
-        if tuple.len() <= PREFIX {
+        let control = source.byte(Stream::HeapControl)?;
+        self.header[12..16].copy_from_slice(&block_bytes(block.0));
+        self.header[16..18].copy_from_slice(&number.to_le_bytes());
+        if control & !XMAX_SAME != 0 {
+            self.take_header(control, block, source)?;
+        }
+        let xmax = if control & XMAX == 0 { 0 } else { self.xmax };
+        self.header[4..8].copy_from_slice(&xmax.to_le_bytes());
+        let length = usize::from(self.header[PREFIX]);
+        if length < HEADER || length > tuple.len() {
             return Err(SHORT);
         }
-        let control = source.byte(Stream::HeapControl)?;
+        tuple[..HEADER].copy_from_slice(&self.header[..HEADER]);
+        if length > HEADER {
+            tuple[HEADER..length].copy_from_slice(&self.header[HEADER..length]);
+        }
+        rows.add(self.row(item));
+        Ok(())
+    }
+
+    /// Takes what is not as before.
+    fn take_header(
+        &mut self,
+        control: u8,
+        block: BlockNumber,
+        source: &mut Source<'_>,
+    ) -> Result<(), TransformDamage> {
+        let header = &mut self.header;
         match control & XMIN {
             0 => {}
-            XMIN_NEAR => self.xmin = far(source.byte(Stream::XminNear)?, self.xmin),
-            _ => self.xmin = u32::from_le_bytes(source.row(Stream::Xmin)?),
-        }
-        tuple[0..4].copy_from_slice(&self.xmin.to_le_bytes());
-        let xmax = match control & XMAX {
-            0 => 0,
-            XMAX_SAME => self.xmax,
-            XMAX_NEAR => far(source.byte(Stream::XmaxNear)?, self.xmax),
-            _ => u32::from_le_bytes(source.row(Stream::Xmax)?),
-        };
-        if control & XMAX != 0 {
-            self.xmax = xmax;
-        }
-        tuple[4..8].copy_from_slice(&xmax.to_le_bytes());
-        if control & CID_GIVEN != 0 {
-            self.cid = source.row(Stream::Cid)?;
-        }
-        tuple[8..12].copy_from_slice(&self.cid);
-        let (to_block, to_number) = if control & CTID_GIVEN != 0 {
-            let row: [u8; 6] = source.row(Stream::Ctid)?;
-            (block.0.wrapping_add(u32_at(&row, 0)), u16_at(&row, 4))
-        } else {
-            (block.0, number)
-        };
-        tuple[12..16].copy_from_slice(&block_bytes(to_block));
-        tuple[16..18].copy_from_slice(&to_number.to_le_bytes());
-        if control & INFOMASKS_GIVEN != 0 {
-            self.infomasks = source.row(Stream::Infomasks)?;
-        }
-        tuple[18..22].copy_from_slice(&self.infomasks);
-        if control & PREFIX_GIVEN != 0 {
-            let header = source.byte(Stream::HeapPrefix)?;
-            self.prefix_length = usize::from(header).checked_sub(PREFIX).ok_or(SHORT)?;
-            if self.prefix_length < 2 {
-                return Err(SHORT);
+            XMIN_NEAR => {
+                let xmin = far(source.byte(Stream::XminNear)?, u32_at(header, 0));
+                header[0..4].copy_from_slice(&xmin.to_le_bytes());
             }
-            self.prefix[0] = header;
-            let bitmap = source.bytes(Stream::HeapPrefix, self.prefix_length - 1)?;
-            self.prefix[1..self.prefix_length].copy_from_slice(bitmap);
+            _ => header[0..4].copy_from_slice(source.bytes(Stream::Xmin, 4)?),
         }
-        let prefix = tuple[PREFIX..].get_mut(..self.prefix_length).ok_or(SHORT)?;
-        copy(prefix, &self.prefix[..self.prefix_length]);
-        let place = place(tuple, item, PREFIX + self.prefix_length);
-        rows.take(place, page, source)
+        match control & XMAX {
+            0 | XMAX_SAME => {}
+            XMAX_NEAR => self.xmax = far(source.byte(Stream::XmaxNear)?, self.xmax),
+            _ => self.xmax = u32::from_le_bytes(source.row(Stream::Xmax)?),
+        }
+        if control & CID_GIVEN != 0 {
+            header[8..12].copy_from_slice(source.bytes(Stream::Cid, 4)?);
+        }
+        if control & CTID_GIVEN != 0 {
+            let row: [u8; 6] = source.row(Stream::Ctid)?;
+            let to_block = block.0.wrapping_add(u32_at(&row, 0));
+            header[12..16].copy_from_slice(&block_bytes(to_block));
+            header[16..18].copy_from_slice(&row[4..]);
+        }
+        if control & INFOMASKS_GIVEN != 0 {
+            header[18..22].copy_from_slice(source.bytes(Stream::Infomasks, 4)?);
+        }
+        if control & PREFIX_GIVEN != 0 {
+            header[PREFIX] = source.byte(Stream::HeapPrefix)?;
+            let length = usize::from(header[PREFIX]);
+            let bitmap = length.checked_sub(PREFIX + 1).ok_or(SHORT)?;
+            header[PREFIX + 1..length].copy_from_slice(source.bytes(Stream::HeapPrefix, bitmap)?);
+        }
+        if control & (INFOMASKS_GIVEN | PREFIX_GIVEN) != 0 {
+            self.row = place(header);
+        }
+        Ok(())
+    }
+
+    /// Where the row of a tuple with this header lies.
+    #[inline]
+    fn row(&self, item: Item) -> Place {
+        Place {
+            start: item.offset() + u16::from(self.header[PREFIX]),
+            end: item.offset() + item.length(),
+            ..self.row
+        }
     }
 }
 
-/// Where the tuple's row lies, which begins behind so many bytes of the tuple.
-#[inline]
-fn place(tuple: &[u8], item: Item, header: usize) -> Place {
-    let (columns, present) = columns(tuple, header);
+const SHORT: TransformDamage = TransformDamage("a heap tuple is shorter than its header");
+
+/// A row behind this header; where is still missing.
+fn place(header: &[u8]) -> Place {
+    let (columns, present) = columns(header, usize::from(header[PREFIX]));
     Place {
-        start: item.start() + header,
-        end: item.end(),
-        columns,
+        start: 0,
+        end: 0,
+        columns: columns.try_into().unwrap_or(u16::MAX),
         present,
-        class: class(tuple),
-    }
-}
-
-/// Two bytes, as most tuples have them, are compared and copied without a call.
-#[inline]
-fn same(prefix: &[u8], before: &[u8]) -> bool {
-    match (prefix, before) {
-        ([a, b], [c, d]) => a == c && b == d,
-        _ => prefix == before,
-    }
-}
-
-#[inline]
-fn copy(to: &mut [u8], from: &[u8]) {
-    match (to, from) {
-        ([a, b], [c, d]) => (*a, *b) = (*c, *d),
-        (to, from) => to.copy_from_slice(from),
+        class: class(header),
     }
 }
 

@@ -182,7 +182,73 @@ pub(super) fn long_length(header: &[u8]) -> Option<usize> {
     (header & 1 == 0 && length >= LONG).then_some(length)
 }
 
+/// Columns whose values lie one right behind the other in every row of a page; or one of varying length, or one that not every
+/// row has.
+pub(super) struct Run {
+    pub columns: Range<usize>,
+    /// What it begins at a multiple of.
+    pub align: usize,
+    /// Bytes; 0: varying.
+    pub length: usize,
+    /// Whether every row has it.
+    pub everywhere: bool,
+}
+
+/// Which columns the rows of a page have.
+pub(super) struct Presence {
+    /// A bit for each column that has a value in every row, and in some.
+    pub every: u64,
+    pub some: u64,
+    /// What the rows begin at multiples of.
+    pub align: usize,
+}
+
 impl Schema {
+    /// The runs of columns that a row has.
+    pub(super) fn runs(&self, presence: &Presence) -> impl Iterator<Item = Run> {
+        let mut from = 0;
+        std::iter::from_fn(move || {
+            let run = self.run(from, presence)?;
+            from = run.columns.end;
+            Some(run)
+        })
+    }
+
+    /// The first run of columns from this one on.
+    fn run(&self, from: usize, presence: &Presence) -> Option<Run> {
+        let Presence { every, some, align } = *presence;
+        let has = |columns: u64, column: usize| columns >> column & 1 == 1;
+        let first = (from..self.columns.len()).find(|column| has(some, *column))?;
+        let shape = self.columns[first].shape;
+        let mut run = Run {
+            columns: first..first + 1,
+            align: shape.align,
+            length: shape.length,
+            everywhere: has(every, first),
+        };
+        // What its beginning is a multiple of as well.
+        let aligned = if some.trailing_zeros() as usize == first {
+            align.max(shape.align)
+        } else {
+            shape.align
+        };
+        let follows = |column: &Column, run: &Run| {
+            let Shape { length, align } = column.shape;
+            let there = has(every, run.columns.end) && length > 0;
+            there && align <= aligned && run.length.is_multiple_of(align)
+        };
+        if run.everywhere && run.length > 0 {
+            for column in &self.columns[first + 1..] {
+                if !follows(column, &run) {
+                    break;
+                }
+                run.length += column.shape.length;
+                run.columns.end += 1;
+            }
+        }
+        Some(run)
+    }
+
     /// Where in the row the value of each column lies, as far as it has one; `None`: the row is not one of this schema.
     pub(super) fn values(&self, row: &Row<'_>) -> Option<Vec<Option<Range<usize>>>> {
         if row.columns > self.columns.len() {

@@ -3,7 +3,7 @@
 use super::TransformDamage;
 use super::index::Key;
 use super::streams::{HEAP_WORDS, INDEX_WORDS, Source, Stream, Streams};
-use crate::{PAGE_SIZE, u64_at};
+use crate::PAGE_SIZE;
 
 /// How a number is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -290,16 +290,8 @@ impl Words {
         for (word, mode) in plan.modes().iter().enumerate() {
             let rows = streams.add_words(self.first, word, keys.len());
             let before = &mut self.before[word];
-            let values = keys
-                .iter()
-                .map(|key| u64_at(page, usize::from(key.start) + word * 8));
-            match mode {
-                Mode::Difference => encode_all(rows, values, before, |value, before| {
-                    difference(value, before, 8)
-                }),
-                Mode::Halves => encode_all(rows, values, before, halves),
-                _ => encode_all(rows, values, before, |value, _| value),
-            }
+            let starts = keys.iter().map(|key| usize::from(key.start) + word * 8);
+            encode_all(*mode, rows, starts, page, before);
         }
     }
 
@@ -315,45 +307,91 @@ impl Words {
             let rows = source.words(self.first, word, keys.len())?;
             let before = &mut self.before[word];
             let starts = keys.iter().map(|key| usize::from(key.start) + word * 8);
-            match mode {
-                Mode::Difference => decode_all(rows, starts, page, before, |coded, before| {
-                    add_difference(coded, before, 8)
-                }),
-                Mode::Halves => decode_all(rows, starts, page, before, add_halves),
-                _ => decode_all(rows, starts, page, before, |coded, _| coded),
-            }
+            decode_all(*mode, rows, starts, page, before);
         }
         Ok(())
     }
 }
 
-/// One loop for each form, so that within it nothing has to be asked.
+/// Fills `rows` with the numbers that begin at `starts`; in no mode that has exceptions.
 #[inline]
-fn encode_all(
-    rows: &mut [[u8; 8]],
-    values: impl Iterator<Item = u64>,
+pub(super) fn encode_all<const LENGTH: usize>(
+    mode: Mode,
+    rows: &mut [[u8; LENGTH]],
+    starts: impl Iterator<Item = usize>,
+    page: &[u8; PAGE_SIZE],
     before: &mut u64,
-    encode: impl Fn(u64, u64) -> u64,
 ) {
-    for (row, value) in rows.iter_mut().zip(values) {
-        *row = encode(value, *before).to_le_bytes();
-        *before = value;
+    // One loop for each form, so that within it nothing has to be asked.
+    let rows = rows.iter_mut().zip(starts);
+    match mode {
+        Mode::Difference => encode(rows, page, before, |value, before| {
+            difference(value, before, LENGTH)
+        }),
+        Mode::Halves => encode(rows, page, before, halves),
+        _ => encode(rows, page, before, |value, _| value),
     }
 }
 
 #[inline]
-fn decode_all(
-    rows: &[[u8; 8]],
+fn encode<'r, const LENGTH: usize>(
+    rows: impl Iterator<Item = (&'r mut [u8; LENGTH], usize)>,
+    page: &[u8; PAGE_SIZE],
+    before: &mut u64,
+    encode: impl Fn(u64, u64) -> u64,
+) {
+    for (row, start) in rows {
+        let value = widened(&page[start..start + LENGTH]);
+        *row = narrowed(encode(value, *before));
+        *before = value;
+    }
+}
+
+/// The opposite of [`encode_all`].
+#[inline]
+pub(super) fn decode_all<const LENGTH: usize>(
+    mode: Mode,
+    rows: &[[u8; LENGTH]],
     starts: impl Iterator<Item = usize>,
+    page: &mut [u8; PAGE_SIZE],
+    before: &mut u64,
+) {
+    let rows = rows.iter().zip(starts);
+    match mode {
+        Mode::Difference => decode(rows, page, before, |coded, before| {
+            add_difference(coded, before, LENGTH)
+        }),
+        Mode::Halves => decode(rows, page, before, add_halves),
+        _ => decode(rows, page, before, |coded, _| coded),
+    }
+}
+
+#[inline]
+fn decode<'r, const LENGTH: usize>(
+    rows: impl Iterator<Item = (&'r [u8; LENGTH], usize)>,
     page: &mut [u8; PAGE_SIZE],
     before: &mut u64,
     decode: impl Fn(u64, u64) -> u64,
 ) {
-    for (row, start) in rows.iter().zip(starts) {
-        let value = decode(u64::from_le_bytes(*row), *before);
-        page[start..start + 8].copy_from_slice(&value.to_le_bytes());
+    for (row, start) in rows {
+        let value = decode(widened(row), *before);
+        page[start..start + LENGTH].copy_from_slice(&narrowed::<LENGTH>(value));
         *before = value;
     }
+}
+
+/// A number of up to eight bytes.
+#[inline]
+pub(super) fn widened(bytes: &[u8]) -> u64 {
+    let mut wide = [0; 8];
+    wide[..bytes.len()].copy_from_slice(bytes);
+    u64::from_le_bytes(wide)
+}
+
+#[inline]
+fn narrowed<const LENGTH: usize>(value: u64) -> [u8; LENGTH] {
+    let bytes = value.to_le_bytes();
+    std::array::from_fn(|byte| bytes[byte])
 }
 
 /// The difference of two numbers of this many bytes.
