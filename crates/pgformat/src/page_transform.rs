@@ -165,7 +165,6 @@ impl PageTransform {
         let choice = Choice::read(&mut bytes)?;
         let mut source = Source::new(bytes, &choice.schemas, &mut self.rows)?;
         let mut state = State::new(&choice);
-        plain.clear();
         plain.resize(blocks.len() * PAGE_SIZE, 0);
         let (pages, _) = plain.as_chunks_mut::<PAGE_SIZE>();
         for (page, block) in pages.iter_mut().zip(blocks) {

@@ -105,7 +105,6 @@ pub(super) struct Anatomy {
     pub regular: bool,
     /// All items are of one length, which is not 0.
     pub uniform: bool,
-
     /// There is something in the padding behind items.
     pub padding: bool,
 }
@@ -119,7 +118,6 @@ impl Anatomy {
             kind,
             regular: false,
             uniform: false,
-
             padding: false,
         }
     }
@@ -165,8 +163,8 @@ pub(super) fn examine(page: &[u8; PAGE_SIZE], items: &mut Vec<Item>) -> Anatomy 
     anatomy
 }
 
-/// Looks at each item once: where it lies, and whether it is a tuple of this kind. `None`: the items do not fill these
-/// bounds, each with its padding, without a gap or an overlap.
+/// Looks at each item: where it lies, and whether it is a tuple of this kind. `None`: the items do not fill these bounds,
+/// each with its padding, without a gap or an overlap.
 #[inline]
 fn walk(
     page: &[u8; PAGE_SIZE],
@@ -175,58 +173,92 @@ fn walk(
     kind: Kind,
     is_tuple: impl Fn(&[u8; PAGE_SIZE], Item) -> bool,
 ) -> Option<Anatomy> {
-    let (mut tuples, mut padding) = (true, false);
-    // What differs: gathered without a branch, since most pages differ somewhere.
-    let first = items.first().map_or(0, |item| item.0);
-    let (mut lengths, mut flags, mut gaps) = (0, 0, usize::from(items.is_empty()));
-    let mut below = bounds.end;
-    for item in items {
-        lengths |= item.0 ^ first;
-        flags |= item.flags() ^ NORMAL;
-        gaps |= item.room_end() ^ below;
-        below = item.start();
-        if item.length() == 0 {
-            gaps = usize::MAX;
-            continue;
-        }
-        if item.room_end() > bounds.end {
-            return None;
-        }
+    let uniform = items.first().is_some_and(|first| first.length() > 0) && is_uniform(items);
+    let regular = if uniform {
+        fill_evenly(items, bounds)?
+    } else {
+        fill(items, bounds)?
+    };
+    let may_have_padding = !(uniform && items[0].length().is_multiple_of(8));
+    let (mut tuples, mut padding) = (true, 0);
+    for item in items.iter().filter(|item| uniform || item.length() > 0) {
         tuples &= is_tuple(page, *item);
-        padding |= has_padding(page, *item);
-    }
-    let regular = gaps == 0 && flags == 0;
-    let uniform = Item(lengths).length() == 0 && Item(first).length() > 0;
-    let one_below_the_other = regular && below == bounds.start;
-    if !one_below_the_other && !fill(items, bounds) {
-        return None;
+        if may_have_padding {
+            padding |= padding_of(page, *item);
+        }
     }
     Some(Anatomy {
         kind: if tuples { kind } else { Kind::Items },
         regular,
         uniform,
-        padding,
+        padding: padding != 0,
     })
 }
 
-/// Whether at the beginning of the bounds lies an item, behind each lies another, and the last one ends where they do.
-fn fill(items: &[Item], bounds: Range<usize>) -> bool {
+/// Whether all items are of one length.
+pub(super) fn is_uniform(items: &[Item]) -> bool {
+    let first = items.first().map_or(0, |item| item.0);
+    let differences = items.iter().fold(0, |all, item| all | (item.0 ^ first));
+    Item(differences).length() == 0
+}
+
+/// Whether at the beginning of the bounds lies an item, behind each lies another, and the last one ends where they do:
+/// `None` if not, and otherwise whether they are regular.
+fn fill(items: &[Item], bounds: Range<usize>) -> Option<bool> {
     // What room the item takes that begins at each multiple of eight.
     let mut rooms = [0_u16; PAGE_SIZE / 8];
-    let mut left = 0;
-    for (_, item) in stored(items) {
-        if !item.start().is_multiple_of(8) {
-            return false;
+    let (mut left, mut below, mut regular) = (0, bounds.end, !items.is_empty());
+    for item in items {
+        regular &= item.flags() == NORMAL && item.length() > 0 && item.room_end() == below;
+        below = item.start();
+        if item.length() > 0 {
+            if !item.start().is_multiple_of(8) || item.room_end() > bounds.end {
+                return None;
+            }
+            rooms[item.start() / 8] = item.room() as u16;
+            left += 1;
         }
-        rooms[item.start() / 8] = item.room() as u16;
-        left += 1;
+    }
+    if regular && below == bounds.start {
+        return Some(true);
     }
     let mut at = bounds.start;
     while at < bounds.end && rooms[at / 8] > 0 {
         at += usize::from(rooms[at / 8]);
         left -= 1;
     }
-    at == bounds.end && left == 0
+    (at == bounds.end && left == 0).then_some(regular)
+}
+
+/// As [`fill`], for items of one length.
+fn fill_evenly(items: &[Item], bounds: Range<usize>) -> Option<bool> {
+    let room = items.first()?.room();
+    if items.len() * room != bounds.len() {
+        return None;
+    }
+    // What differs from regular items: gathered without a branch, since most pages differ somewhere.
+    let regular = items
+        .iter()
+        .rev()
+        .zip(0..)
+        .fold(0, |differences, (item, above)| {
+            let start = bounds.start as u32 + above * room as u32;
+            differences | Item::new(start as u16, item.length(), NORMAL).0 ^ item.0
+        });
+    if regular == 0 {
+        return Some(true);
+    }
+    let mut begins = [false; PAGE_SIZE / 8];
+    let mut starts = 0;
+    for item in items {
+        starts |= item.start();
+        begins[item.start() / 8 % begins.len()] = true;
+    }
+    // As many items as there are places: if each place has one, no item lies elsewhere.
+    (starts < PAGE_SIZE
+        && starts.is_multiple_of(8)
+        && bounds.step_by(room).all(|at| begins[at / 8]))
+    .then_some(false)
 }
 
 /// `LP_NORMAL`.
@@ -249,11 +281,12 @@ fn is_index_tuple(page: &[u8; PAGE_SIZE], item: Item) -> bool {
         && u16_at(page, item.start() + 6) & INDEX_SIZE == item.length()
 }
 
-/// Whether there is something behind the item, where the next one's alignment leaves room.
+/// What is behind the item, where the next one's alignment leaves room.
 #[inline]
-fn has_padding(page: &[u8; PAGE_SIZE], item: Item) -> bool {
-    let over = item.length() % 8;
-    over != 0 && u64_at(page, item.room_end() - 8) >> (over * 8) != 0
+fn padding_of(page: &[u8; PAGE_SIZE], item: Item) -> u64 {
+    let end = item.room_end();
+    let bits = 8 * (end - item.end()) as u32;
+    u64_at(page, end - 8) & !(u64::MAX >> bits)
 }
 
 /// `INDEX_SIZE_MASK`.

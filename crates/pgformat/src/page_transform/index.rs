@@ -2,12 +2,13 @@
 //!
 //! Facts from `access/itup.h` (`IndexTupleData`) and `access/nbtree.h` (posting lists, `BT_IS_POSTING`).
 
+use std::hint::select_unpredictable;
 use std::ops::Range;
 
 use super::TransformDamage;
 use super::anatomy::{INDEX_HEADER, INDEX_SIZE, Item};
 use super::heap::{block_at, block_bytes};
-use super::streams::{Source, Stream, Streams};
+use super::streams::{Source, Stream, Streams, add_rows};
 use super::words::{Class, Plan, Words};
 use crate::{PAGE_SIZE, u16_at, u32_at, u64_at};
 
@@ -25,9 +26,8 @@ const FLAGS: u8 = 0xE0;
 
 /// `INDEX_NULL_MASK` and `INDEX_VAR_MASK` in `t_info`.
 const NULL_OR_VARIABLE: u16 = 0xC000;
-/// `INDEX_ALT_TID_MASK` in `t_info`, and among the flags of the control byte.
+/// `INDEX_ALT_TID_MASK` in `t_info`.
 const OTHER_TID: u16 = 0x2000;
-const OTHER_TID_FLAG: u8 = (OTHER_TID >> 8) as u8;
 /// `BT_STATUS_OFFSET_MASK` and, of these bits, `BT_IS_POSTING`.
 const STATUS: u16 = 0xF000;
 const IS_POSTING: u16 = 0x2000;
@@ -44,7 +44,8 @@ pub(super) struct IndexTuples {
     block: u32,
     number: u16,
     words: Words,
-    /// Of the page at hand.
+    // Of the page at hand.
+    headers: Vec<u64>,
     keys: Vec<Key>,
     others: Vec<Item>,
 }
@@ -63,6 +64,7 @@ impl IndexTuples {
             block: 0,
             number: 0,
             words: Words::new(Stream::IndexWords),
+            headers: Vec::new(),
             keys: Vec::new(),
             others: Vec::new(),
         }
@@ -76,13 +78,16 @@ impl IndexTuples {
         plans: &[Plan; 4],
         streams: &mut Streams,
     ) {
-        if self.is_scattered(page, tuples) {
-            self.put_scattered(page, tuples, streams);
-        } else {
+        self.headers.clear();
+        let header = |tuple: &Item| u64_at(page, tuple.start());
+        self.headers.extend(tuples.iter().map(header));
+        if self.may_have_lists() {
             for tuple in tuples {
                 let control = self.put_place(page, *tuple, streams);
                 streams.put_byte(Stream::IndexControl, control);
             }
+        } else {
+            self.put_places(streams);
         }
         let plan = &plans[Class::IndexFixed as usize];
         self.find_keys(page, tuples, plan);
@@ -100,74 +105,83 @@ impl IndexTuples {
         }
     }
 
+    /// Whether there are headers as tuples with posting lists have them.
+    fn may_have_lists(&self) -> bool {
+        let headers = self.headers.iter();
+        headers.fold(false, |any, header| any | is_posting(*header))
+    }
+
     /// Finds the keys without nulls or values of variable length that have all words of the plan; and the other tuples.
     fn find_keys(&mut self, page: &[u8; PAGE_SIZE], tuples: &[Item], plan: &Plan) {
         let words = plan.modes().len() * 8;
         self.keys.clear();
         self.others.clear();
+        let key = |tuple: &Item, end: usize| Key {
+            start: (tuple.start() + INDEX_HEADER) as u16,
+            words_end: (tuple.start() + INDEX_HEADER + words) as u16,
+            end: end as u16,
+        };
+        let has_words = |tuple: &Item| usize::from(tuple.length()) >= INDEX_HEADER + words;
+        let all = self.headers.iter().fold(0, |all, header| all | header);
+        let fixed = info(all) & NULL_OR_VARIABLE == 0;
+        if fixed && tuples.iter().all(has_words) && !self.may_have_lists() {
+            self.keys
+                .extend(tuples.iter().map(|tuple| key(tuple, tuple.end())));
+            return;
+        }
         for tuple in tuples {
-            let info = u16_at(page, tuple.start() + 6);
-            let mut end = tuple.end();
-            if info & OTHER_TID != 0
-                && let Some((start, _)) = posting_list(&page[tuple.start()..tuple.end()])
+            let bytes = &page[tuple.start()..tuple.end()];
+            let end = posting_list(bytes).map_or(tuple.end(), |(start, _)| tuple.start() + start);
+            if u16_at(bytes, 6) & NULL_OR_VARIABLE == 0
+                && tuple.start() + INDEX_HEADER + words <= end
             {
-                end = tuple.start() + start;
-            }
-            let start = tuple.start() + INDEX_HEADER;
-            if info & NULL_OR_VARIABLE == 0 && start + words <= end {
-                self.keys.push(Key {
-                    start: start as u16,
-                    words_end: (start + words) as u16,
-                    end: end as u16,
-                });
+                self.keys.push(key(tuple, end));
             } else {
                 self.others.push(*tuple);
             }
         }
     }
 
-    /// Whether most tuples point to places that have little to do with one another, and each to one.
-    fn is_scattered(&self, page: &[u8; PAGE_SIZE], tuples: &[Item]) -> bool {
-        let (mut every_flag, mut before, mut far) = (0, self.block, 0);
-        for tuple in tuples {
-            let header = u64_at(page, tuple.start());
-            let block = (header as u32).rotate_left(16);
-            every_flag |= (header >> 56) as u8;
-            far += usize::from(block.wrapping_sub(before) > u32::from(u8::MAX));
-            before = block;
-        }
-        far * 2 > tuples.len() && every_flag & OTHER_TID_FLAG == 0
-    }
-
-    /// Gives every place, without asking at each whether that is needed: the answers would be hard to foresee.
-    fn put_scattered(&mut self, page: &[u8; PAGE_SIZE], tuples: &[Item], streams: &mut Streams) {
-        let header = |tuple: &Item| u64_at(page, tuple.start());
-        let place = |header: u64| ((header as u32).rotate_left(16), (header >> 32) as u16);
-        let controls = tuples
-            .iter()
-            .map(|tuple| (header(tuple) >> 56) as u8 & FLAGS | GIVEN);
-        streams.put_bytes(Stream::IndexControl, controls);
-        let rows = streams.add::<TID>(Stream::Tid, tuples.len());
-        for (row, tuple) in rows.iter_mut().zip(tuples) {
-            let (block, number) = place(header(tuple));
-            let wide = u64::from(block) | u64::from(number) << 32;
-            [row[0], row[1], row[2], row[3], row[4], row[5], ..] = wide.to_le_bytes();
-        }
-        if let Some(last) = tuples.last() {
-            (self.block, self.number) = place(header(last));
-        }
+    /// Puts where the tuples of a page point that has no posting lists. Which way a place is written is hard to foresee:
+    /// so each is written in every way, and stays where it has to.
+    fn put_places(&mut self, streams: &mut Streams) {
+        let count = self.headers.len();
+        let [controls, near, given] =
+            streams.several([Stream::IndexControl, Stream::TidNear, Stream::Tid]);
+        let (near_end, given_end) = (near.len(), given.len());
+        let near_rows = add_rows::<3>(near, count);
+        let given_rows = add_rows::<TID>(given, count);
+        let (mut nears, mut givens) = (0, 0);
+        let (mut before, mut number_before) = (self.block, self.number);
+        controls.extend(self.headers.iter().map(|header| {
+            let (block, number) = place(*header);
+            let ahead = block.wrapping_sub(before);
+            let [low, high] = number.to_le_bytes();
+            near_rows[nears] = [ahead as u8, low, high];
+            let [a, b, c, d] = block.to_le_bytes();
+            given_rows[givens] = [a, b, c, d, low, high];
+            let is_next = ahead == 0 && number == number_before.wrapping_add(1);
+            let is_given = ahead > u32::from(u8::MAX);
+            let is_near = !is_next & !is_given;
+            nears += usize::from(is_near);
+            givens += usize::from(is_given);
+            (before, number_before) = (block, number);
+            flags(*header) + u8::from(is_near) * NEAR + u8::from(is_given) * GIVEN
+        }));
+        near.truncate(near_end + nears * 3);
+        given.truncate(given_end + givens * TID);
+        (self.block, self.number) = (before, number_before);
     }
 
     /// Returns the control byte.
     #[inline]
     fn put_place(&mut self, page: &[u8; PAGE_SIZE], item: Item, streams: &mut Streams) -> u8 {
         let header = u64_at(page, item.start());
-        let block = (header as u32).rotate_left(16);
-        let number = (header >> 32) as u16;
-        let flags = (header >> 56) as u8 & FLAGS;
+        let (block, number) = place(header);
+        let flags = flags(header);
         let ahead = block.wrapping_sub(self.block);
         let next = ahead == 0 && number == self.number.wrapping_add(1);
-        if flags & OTHER_TID_FLAG != 0
+        if is_posting(header)
             && let Some((start, count)) = posting_list(&page[item.start()..item.end()])
         {
             let mut row = [0; 4];
@@ -210,15 +224,13 @@ impl IndexTuples {
             return Err(IMPOSSIBLE);
         }
         let controls = source.bytes(Stream::IndexControl, tuples.len())?;
-        if controls.iter().all(|control| control & PLACE == GIVEN) {
-            let rows = source.rows::<TID>(Stream::Tid, tuples.len())?;
-            for ((tuple, control), row) in tuples.iter().zip(controls).zip(rows) {
-                self.fill_header(page, *tuple, *control, u32_at(row, 0), u16_at(row, 4));
-            }
-        } else {
+        self.headers.clear();
+        if controls.iter().any(|control| control & PLACE == POSTING) {
             for (tuple, control) in tuples.iter().zip(controls) {
                 self.take_place(page, *tuple, *control, source)?;
             }
+        } else {
+            self.take_places(page, tuples, controls, source)?;
         }
         let plan = &plans[Class::IndexFixed as usize];
         self.find_keys(page, tuples, plan);
@@ -234,7 +246,43 @@ impl IndexTuples {
         Ok(())
     }
 
-    /// The tuple's header; the next tuple is told apart from where this one points.
+    /// The opposite of [`IndexTuples::put_places`]; as there, the rows are read whether they are needed or not.
+    fn take_places(
+        &mut self,
+        page: &mut [u8; PAGE_SIZE],
+        tuples: &[Item],
+        controls: &[u8],
+        source: &mut Source<'_>,
+    ) -> Result<(), TransformDamage> {
+        let count = |place| {
+            controls
+                .iter()
+                .filter(|control| *control & PLACE == place)
+                .count()
+        };
+        let near_rows = source.rows::<3>(Stream::TidNear, count(NEAR))?;
+        let given_rows = source.rows::<TID>(Stream::Tid, count(GIVEN))?;
+        let (mut nears, mut givens) = (0, 0);
+        let (mut block, mut number) = (self.block, self.number);
+        for (tuple, control) in tuples.iter().zip(controls) {
+            let [ahead, low, high] = near_rows.get(nears).copied().unwrap_or_default();
+            let given = given_rows.get(givens).copied().unwrap_or_default();
+            let (is_near, is_given) = (control & PLACE == NEAR, control & PLACE == GIVEN);
+            nears += usize::from(is_near);
+            givens += usize::from(is_given);
+            let near_block = block.wrapping_add(u32::from(ahead) * u32::from(is_near));
+            let next_number = number.wrapping_add(1);
+            let near_number =
+                select_unpredictable(is_near, u16::from_le_bytes([low, high]), next_number);
+            block = select_unpredictable(is_given, u32_at(&given, 0), near_block);
+            number = select_unpredictable(is_given, u16_at(&given, 4), near_number);
+            self.fill_header(page, *tuple, *control, block, number);
+        }
+        (self.block, self.number) = (block, number);
+        Ok(())
+    }
+
+    /// The tuple's header.
     #[inline]
     fn fill_header(
         &mut self,
@@ -248,9 +296,7 @@ impl IndexTuples {
         let header =
             u64::from(block.rotate_left(16)) | u64::from(number) << 32 | u64::from(info) << 48;
         page[tuple.start()..tuple.start() + INDEX_HEADER].copy_from_slice(&header.to_le_bytes());
-        if control & PLACE != POSTING {
-            (self.block, self.number) = (block, number);
-        }
+        self.headers.push(header);
     }
 
     /// Fills the tuple's header, and its posting list if it has one.
@@ -288,6 +334,10 @@ impl IndexTuples {
                 (u32::from(start), number)
             }
         };
+        // The next tuple is told apart from where this one points.
+        if control & PLACE != POSTING {
+            (self.block, self.number) = (block, number);
+        }
         self.fill_header(page, item, control, block, number);
         Ok(())
     }
@@ -395,13 +445,38 @@ fn take_list(list: &mut [u8], source: &mut Source<'_>) -> Result<(), TransformDa
 
 const IMPOSSIBLE: TransformDamage = TransformDamage("an index tuple is impossible");
 
+/// Where a tuple points, from its header.
+#[inline]
+fn place(header: u64) -> (u32, u16) {
+    ((header as u32).rotate_left(16), (header >> 32) as u16)
+}
+
+#[inline]
+fn info(header: u64) -> u16 {
+    (header >> 48) as u16
+}
+
+/// The flags of `t_info` for the control byte.
+#[inline]
+fn flags(header: u64) -> u8 {
+    (header >> 56) as u8 & FLAGS
+}
+
+/// Whether the header is that of a tuple with a posting list (`BTreeTupleIsPosting`).
+#[inline]
+fn is_posting(header: u64) -> bool {
+    const MASK: u64 = (OTHER_TID as u64) << 48 | (STATUS as u64) << 32;
+    header & MASK == (OTHER_TID as u64) << 48 | (IS_POSTING as u64) << 32
+}
+
 /// Where the posting list in the tuple begins, and how many places it has.
 fn posting_list(tuple: &[u8]) -> Option<(usize, usize)> {
-    let number = u16_at(tuple, 4);
-    if u16_at(tuple, 6) & OTHER_TID == 0 || number & STATUS != IS_POSTING {
+    let header = u64_at(tuple, 0);
+    if !is_posting(header) {
         return None;
     }
-    let start = usize::try_from(block_at(tuple, 0)).ok()?;
+    let (start, number) = place(header);
+    let start = usize::try_from(start).ok()?;
     let count = usize::from(number & !STATUS);
     (start >= INDEX_HEADER && start <= tuple.len() && count * TID <= tuple.len() - start)
         .then_some((start, count))

@@ -92,6 +92,9 @@ impl<'a> State<'a> {
         items: &mut Vec<Item>,
         streams: &mut Streams,
     ) -> bool {
+        let [checksum, lower, upper, special] = [8, 12, 14, 16].map(|at| u16_at(page, at));
+        // First of all, since it reads the page from its beginning to its end, which is the quickest way into the caches.
+        let checksum_known = checksum != 0 && page_checksum(page, block) == checksum;
         let Anatomy {
             kind,
             regular,
@@ -109,7 +112,6 @@ impl<'a> State<'a> {
             }
             Kind::Heap | Kind::Index | Kind::Items => {}
         }
-        let [checksum, lower, upper, special] = [8, 12, 14, 16].map(|at| u16_at(page, at));
         let hole = &page[usize::from(lower)..usize::from(upper)];
         let special = usize::from(special);
         let flags = [
@@ -117,17 +119,14 @@ impl<'a> State<'a> {
             (UNIFORM, uniform),
             (PADDING, padding),
             (HOLE, !is_zero(hole)),
-            (
-                CHECKSUM,
-                checksum != 0 && page_checksum(page, block) == checksum,
-            ),
+            (CHECKSUM, checksum_known),
         ];
         control |= flags
             .iter()
             .filter(|(_, set)| *set)
             .fold(0, |flags, (flag, _)| flags | flag);
         streams.put_byte(Stream::PageKind, control);
-        self.put_header(page, control & CHECKSUM != 0, streams);
+        self.put_header(page, checksum_known, streams);
         put_special(&page[special..], block, streams);
         if regular {
             Pointers::put_regular(items, uniform, streams);
@@ -161,7 +160,7 @@ impl<'a> State<'a> {
         true
     }
 
-    /// Fills a page of zeros.
+    /// Replaces the page.
     pub(super) fn take_page(
         &mut self,
         page: &mut [u8; PAGE_SIZE],
@@ -171,6 +170,7 @@ impl<'a> State<'a> {
     ) -> Result<(), TransformDamage> {
         const UNKNOWN: TransformDamage = TransformDamage("a page is of no known kind");
         const BOUNDS: TransformDamage = TransformDamage("a page's bounds are impossible");
+        page.fill(0);
         let control = source.byte(Stream::PageKind)?;
         let kind = Kind::from_number(control & KIND).ok_or(UNKNOWN)?;
         match kind {

@@ -1,17 +1,30 @@
 //! Byte planes: the first bytes of all rows, then the second bytes, and so on. Bytes of equal meaning come together,
 //! and those that hardly differ from row to row cost next to nothing.
+//!
+//! Sixteen rows at a time are a matrix that is turned over in vector registers, with instructions that every x86-64
+//! and every ARM of 64 bits has.
+
+use wide::u8x16;
+
+/// Rows turned over at a time: bytes of a register.
+const ROWS: usize = 16;
 
 /// Appends the planes of `rows`, each of `width` bytes. Bytes behind the last whole row do not count.
 pub(super) fn split(rows: &[u8], width: usize, out: &mut Vec<u8>) {
+    let start = out.len();
+    if width == 1 {
+        return out.extend_from_slice(rows);
+    }
+    out.resize(start + rows.len() / width * width, 0);
+    let planes = &mut out[start..];
     match width {
-        1 => out.extend_from_slice(rows),
-        2 => split_rows::<2>(rows, out),
-        3 => split_rows::<3>(rows, out),
-        4 => split_rows::<4>(rows, out),
-        6 => split_rows::<6>(rows, out),
-        8 => split_words(rows, out),
-        16 => split_rows::<16>(rows, out),
-        20 => split_rows::<20>(rows, out),
+        2 => split_rows::<2, 2>(rows, planes),
+        3 => split_rows::<3, 4>(rows, planes),
+        4 => split_rows::<4, 4>(rows, planes),
+        6 => split_rows::<6, 8>(rows, planes),
+        8 => split_rows::<8, 8>(rows, planes),
+        16 => split_rows::<16, 16>(rows, planes),
+        20 => split_slowly::<20>(rows, planes, 0),
         _ => unreachable!("no stream has rows of {width} bytes"),
     }
 }
@@ -20,105 +33,115 @@ pub(super) fn split(rows: &[u8], width: usize, out: &mut Vec<u8>) {
 pub(super) fn join(planes: &[u8], width: usize, rows: &mut [u8]) {
     match width {
         1 => rows.copy_from_slice(planes),
-        2 => join_rows::<2>(planes, rows),
-        3 => join_rows::<3>(planes, rows),
-        4 => join_rows::<4>(planes, rows),
-        6 => join_rows::<6>(planes, rows),
-        8 => join_words(planes, rows),
-        16 => join_rows::<16>(planes, rows),
-        20 => join_rows::<20>(planes, rows),
+        2 => join_rows::<2, 2>(planes, rows),
+        3 => join_rows::<3, 4>(planes, rows),
+        4 => join_rows::<4, 4>(planes, rows),
+        6 => join_rows::<6, 8>(planes, rows),
+        8 => join_rows::<8, 8>(planes, rows),
+        16 => join_rows::<16, 16>(planes, rows),
+        20 => join_slowly::<20>(planes, rows, 0),
         _ => unreachable!("no stream has rows of {width} bytes"),
     }
 }
 
-fn split_rows<const WIDTH: usize>(rows: &[u8], out: &mut Vec<u8>) {
-    let (rows, _) = rows.as_chunks::<WIDTH>();
-    for byte in 0..WIDTH {
-        out.extend(rows.iter().map(|row| row[byte]));
+/// `SIZE` is the width, or the next power of two: a row is read with what lies behind it, which goes nowhere.
+fn split_rows<const WIDTH: usize, const SIZE: usize>(rows: &[u8], planes: &mut [u8]) {
+    let count = rows.len() / WIDTH;
+    let mut done = 0;
+    while let Some(block) = rows[done * WIDTH..].get(..(ROWS - 1) * WIDTH + SIZE) {
+        let mut matrix = std::array::from_fn(|register| gather::<WIDTH, SIZE>(block, register));
+        for _ in 0..ROWS.ilog2() {
+            matrix = shuffle::<SIZE>(matrix);
+        }
+        for (plane, bytes) in matrix.iter().take(WIDTH).enumerate() {
+            let at = plane * count + done;
+            planes[at..at + ROWS].copy_from_slice(&bytes.to_array());
+        }
+        done += ROWS;
+    }
+    split_slowly::<WIDTH>(rows, planes, done);
+}
+
+fn join_rows<const WIDTH: usize, const SIZE: usize>(planes: &[u8], rows: &mut [u8]) {
+    let count = rows.len() / WIDTH;
+    let mut done = 0;
+    while let Some(block) = rows[done * WIDTH..].get_mut(..(ROWS - 1) * WIDTH + SIZE) {
+        let mut matrix = [u8x16::ZERO; SIZE];
+        for (plane, register) in matrix.iter_mut().take(WIDTH).enumerate() {
+            let at = plane * count + done;
+            *register = u8x16::from(&planes[at..at + ROWS]);
+        }
+        for _ in 0..SIZE.ilog2() {
+            matrix = shuffle::<SIZE>(matrix);
+        }
+        for (register, bytes) in matrix.iter().enumerate() {
+            scatter::<WIDTH, SIZE>(block, register, bytes.to_array());
+        }
+        done += ROWS;
+    }
+    join_slowly::<WIDTH>(planes, rows, done);
+}
+
+/// As many rows as go into one register, of the block's.
+#[inline(always)]
+fn gather<const WIDTH: usize, const SIZE: usize>(block: &[u8], register: usize) -> u8x16 {
+    let mut bytes = [0; ROWS];
+    let first = register * (ROWS / SIZE);
+    for (row, bytes) in bytes.chunks_exact_mut(SIZE).enumerate() {
+        bytes.copy_from_slice(&block[(first + row) * WIDTH..][..SIZE]);
+    }
+    u8x16::new(bytes)
+}
+
+/// The opposite of [`gather`]: what goes too far is overwritten by the next row.
+#[inline(always)]
+fn scatter<const WIDTH: usize, const SIZE: usize>(
+    block: &mut [u8],
+    register: usize,
+    bytes: [u8; ROWS],
+) {
+    let first = register * (ROWS / SIZE);
+    for (row, bytes) in bytes.chunks_exact(SIZE).enumerate() {
+        block[(first + row) * WIDTH..][..SIZE].copy_from_slice(bytes);
     }
 }
 
-fn join_rows<const WIDTH: usize>(planes: &[u8], rows: &mut [u8]) {
+/// The first half of all bytes and the second one, in turns. The bits of a byte's place are rotated by one that way, so
+/// that a few rounds exchange those of the row for those of the byte within the row.
+#[inline(always)]
+fn shuffle<const SIZE: usize>(matrix: [u8x16; SIZE]) -> [u8x16; SIZE] {
+    std::array::from_fn(|register| {
+        let (a, b) = (matrix[register / 2], matrix[SIZE / 2 + register / 2]);
+        if register % 2 == 0 {
+            u8x16::unpack_low(a, b)
+        } else {
+            u8x16::unpack_high(a, b)
+        }
+    })
+}
+
+/// The planes of the rows from `first` on.
+fn split_slowly<const WIDTH: usize>(rows: &[u8], planes: &mut [u8], first: usize) {
+    let (rows, _) = rows.as_chunks::<WIDTH>();
+    for (byte, plane) in planes.chunks_exact_mut(rows.len().max(1)).enumerate() {
+        for (value, row) in plane.iter_mut().zip(rows).skip(first) {
+            *value = row[byte];
+        }
+    }
+}
+
+/// The rows from `first` on.
+fn join_slowly<const WIDTH: usize>(planes: &[u8], rows: &mut [u8], first: usize) {
     let (rows, _) = rows.as_chunks_mut::<WIDTH>();
     for (byte, plane) in planes
         .chunks_exact(rows.len().max(1))
         .enumerate()
         .take(WIDTH)
     {
-        for (row, value) in rows.iter_mut().zip(plane) {
+        for (row, value) in rows.iter_mut().zip(plane).skip(first) {
             row[byte] = *value;
         }
     }
-}
-
-/// As `split_rows::<8>`, eight rows at a time in eight registers.
-fn split_words(rows: &[u8], out: &mut Vec<u8>) {
-    let (rows, _) = rows.as_chunks::<8>();
-    let start = out.len();
-    out.resize(start + rows.len() * 8, 0);
-    let mut planes = planes_of(&mut out[start..]);
-    let (blocks, tail) = rows.as_chunks::<8>();
-    for (index, block) in blocks.iter().enumerate() {
-        let turned = turn(block.map(u64::from_le_bytes));
-        for (plane, bytes) in planes.iter_mut().zip(turned) {
-            plane[index * 8..index * 8 + 8].copy_from_slice(&bytes.to_le_bytes());
-        }
-    }
-    for (index, row) in tail.iter().enumerate() {
-        for (plane, byte) in planes.iter_mut().zip(row) {
-            plane[blocks.len() * 8 + index] = *byte;
-        }
-    }
-}
-
-fn join_words(planes: &[u8], rows: &mut [u8]) {
-    let (rows, _) = rows.as_chunks_mut::<8>();
-    let count = rows.len();
-    let (blocks, tail) = rows.as_chunks_mut::<8>();
-    let whole = blocks.len() * 8;
-    for (index, block) in blocks.iter_mut().enumerate() {
-        let mut words = [0; 8];
-        for (plane, word) in words.iter_mut().enumerate() {
-            *word = crate::u64_at(planes, plane * count + index * 8);
-        }
-        for (row, word) in block.iter_mut().zip(turn(words)) {
-            *row = word.to_le_bytes();
-        }
-    }
-    for (index, row) in tail.iter_mut().enumerate() {
-        for (plane, byte) in row.iter_mut().enumerate() {
-            *byte = planes[plane * count + whole + index];
-        }
-    }
-}
-
-/// Eight planes of equal length.
-fn planes_of(bytes: &mut [u8]) -> [&mut [u8]; 8] {
-    let count = bytes.len() / 8;
-    let mut left = bytes;
-    std::array::from_fn(|_| {
-        let (plane, rest) = std::mem::take(&mut left).split_at_mut(count);
-        left = rest;
-        plane
-    })
-}
-
-/// Byte `i` of word `j` becomes byte `j` of word `i`: a matrix of 8 × 8 bytes, turned in three rounds of swaps. Its own
-/// opposite.
-fn turn(mut words: [u64; 8]) -> [u64; 8] {
-    for (distance, mask) in [
-        (4, 0x0000_0000_FFFF_FFFF_u64),
-        (2, 0x0000_FFFF_0000_FFFF),
-        (1, 0x00FF_00FF_00FF_00FF),
-    ] {
-        let shift = distance * 8;
-        for low in (0..8).filter(|index| index & distance == 0) {
-            let (a, b) = (words[low], words[low + distance]);
-            words[low] = (a & mask) | ((b & mask) << shift);
-            words[low + distance] = ((a >> shift) & mask) | (b & !mask);
-        }
-    }
-    words
 }
 
 #[cfg(test)]

@@ -131,14 +131,16 @@ impl Streams {
         self.bytes[stream as usize].extend(bytes);
     }
 
-    /// Adds `count` rows, which are still zeros.
+    /// Different streams, to add rows to each.
     #[inline]
-    pub(super) fn add<const WIDTH: usize>(
+    pub(super) fn several<const COUNT: usize>(
         &mut self,
-        stream: Stream,
-        count: usize,
-    ) -> &mut [[u8; WIDTH]] {
-        add_rows(&mut self.bytes[stream as usize], count)
+        streams: [Stream; COUNT],
+    ) -> [&mut Vec<u8>; COUNT] {
+        let streams = self
+            .bytes
+            .get_disjoint_mut(streams.map(|stream| stream as usize));
+        streams.unwrap_or_else(|_| unreachable!("the streams are different ones"))
     }
 
     /// Adds `count` rows to the word stream number `word` of those that begin at `first`; they are still zeros.
