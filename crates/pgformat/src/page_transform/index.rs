@@ -90,8 +90,16 @@ impl IndexTuples {
             self.put_places(streams);
         }
         let plan = &plans[Class::IndexFixed as usize];
+        if self.is_simple(tuples, plan) {
+            self.words.put_all(plan, page, keys(tuples), streams);
+            for rest in rests(tuples, plan) {
+                streams.put(Stream::IndexRest, &page[rest]);
+            }
+            return;
+        }
         self.find_keys(page, tuples, plan);
-        self.words.put_all(plan, page, &self.keys, streams);
+        let starts = self.keys.iter().map(|key| usize::from(key.start));
+        self.words.put_all(plan, page, starts, streams);
         for key in self.keys.iter().filter(|key| key.words_end < key.end) {
             streams.put(
                 Stream::IndexRest,
@@ -111,6 +119,18 @@ impl IndexTuples {
         headers.fold(false, |any, header| any | is_posting(*header))
     }
 
+    /// Whether no tuple has nulls, values of variable length or a posting list, and each has all words of the plan.
+    fn is_simple(&self, tuples: &[Item], plan: &Plan) -> bool {
+        let all = self.headers.iter().fold(0, |all, header| all | header);
+        let least = INDEX_HEADER + plan.modes().len() * 8;
+        let has_words = |tuple: &Item| usize::from(tuple.length()) >= least;
+        info(all) & NULL_OR_VARIABLE == 0
+            && tuples
+                .iter()
+                .fold(true, |all, tuple| all & has_words(tuple))
+            && !self.may_have_lists()
+    }
+
     /// Finds the keys without nulls or values of variable length that have all words of the plan; and the other tuples.
     fn find_keys(&mut self, page: &[u8; PAGE_SIZE], tuples: &[Item], plan: &Plan) {
         let words = plan.modes().len() * 8;
@@ -121,14 +141,6 @@ impl IndexTuples {
             words_end: (tuple.start() + INDEX_HEADER + words) as u16,
             end: end as u16,
         };
-        let has_words = |tuple: &Item| usize::from(tuple.length()) >= INDEX_HEADER + words;
-        let all = self.headers.iter().fold(0, |all, header| all | header);
-        let fixed = info(all) & NULL_OR_VARIABLE == 0;
-        if fixed && tuples.iter().all(has_words) && !self.may_have_lists() {
-            self.keys
-                .extend(tuples.iter().map(|tuple| key(tuple, tuple.end())));
-            return;
-        }
         for tuple in tuples {
             let bytes = &page[tuple.start()..tuple.end()];
             let end = posting_list(bytes).map_or(tuple.end(), |(start, _)| tuple.start() + start);
@@ -217,15 +229,20 @@ impl IndexTuples {
         plans: &[Plan; 4],
         source: &mut Source<'_>,
     ) -> Result<(), TransformDamage> {
+        let is_short = |tuple: &Item| usize::from(tuple.length()) < INDEX_HEADER;
         if tuples
             .iter()
-            .any(|tuple| usize::from(tuple.length()) < INDEX_HEADER)
+            .fold(false, |any, tuple| any | is_short(tuple))
         {
             return Err(IMPOSSIBLE);
         }
         let controls = source.bytes(Stream::IndexControl, tuples.len())?;
         self.headers.clear();
-        if controls.iter().any(|control| control & PLACE == POSTING) {
+        let is_list = |control: &u8| control & PLACE == POSTING;
+        if controls
+            .iter()
+            .fold(false, |any, control| any | is_list(control))
+        {
             for (tuple, control) in tuples.iter().zip(controls) {
                 self.take_place(page, *tuple, *control, source)?;
             }
@@ -233,8 +250,17 @@ impl IndexTuples {
             self.take_places(page, tuples, controls, source)?;
         }
         let plan = &plans[Class::IndexFixed as usize];
+        if self.is_simple(tuples, plan) {
+            self.words.take_all(plan, page, keys(tuples), source)?;
+            for rest in rests(tuples, plan) {
+                let rest = &mut page[rest];
+                rest.copy_from_slice(source.bytes(Stream::IndexRest, rest.len())?);
+            }
+            return Ok(());
+        }
         self.find_keys(page, tuples, plan);
-        self.words.take_all(plan, page, &self.keys, source)?;
+        let starts = self.keys.iter().map(|key| usize::from(key.start));
+        self.words.take_all(plan, page, starts, source)?;
         for key in self.keys.iter().filter(|key| key.words_end < key.end) {
             let rest = &mut page[usize::from(key.words_end)..usize::from(key.end)];
             rest.copy_from_slice(source.bytes(Stream::IndexRest, rest.len())?);
@@ -254,49 +280,36 @@ impl IndexTuples {
         controls: &[u8],
         source: &mut Source<'_>,
     ) -> Result<(), TransformDamage> {
-        let count = |place| {
-            controls
-                .iter()
-                .filter(|control| *control & PLACE == place)
-                .count()
-        };
-        let near_rows = source.rows::<3>(Stream::TidNear, count(NEAR))?;
-        let given_rows = source.rows::<TID>(Stream::Tid, count(GIVEN))?;
+        let near_rows = source.left_rows::<3>(Stream::TidNear);
+        let given_rows = source.left_rows::<TID>(Stream::Tid);
         let (mut nears, mut givens) = (0, 0);
         let (mut block, mut number) = (self.block, self.number);
-        for (tuple, control) in tuples.iter().zip(controls) {
+        self.headers.resize(tuples.len(), 0);
+        for (header, control) in self.headers.iter_mut().zip(controls) {
             let [ahead, low, high] = near_rows.get(nears).copied().unwrap_or_default();
             let given = given_rows.get(givens).copied().unwrap_or_default();
             let (is_near, is_given) = (control & PLACE == NEAR, control & PLACE == GIVEN);
             nears += usize::from(is_near);
             givens += usize::from(is_given);
-            let near_block = block.wrapping_add(u32::from(ahead) * u32::from(is_near));
-            let next_number = number.wrapping_add(1);
-            let near_number =
-                select_unpredictable(is_near, u16::from_le_bytes([low, high]), next_number);
-            block = select_unpredictable(is_given, u32_at(&given, 0), near_block);
-            number = select_unpredictable(is_given, u16_at(&given, 4), near_number);
-            self.fill_header(page, *tuple, *control, block, number);
+            let ahead = select_unpredictable(is_near, ahead, 0);
+            let near_number = u16::from_le_bytes([low, high]);
+            number = select_unpredictable(is_near, near_number, number.wrapping_add(1));
+            number = select_unpredictable(is_given, u16_at(&given, 4), number);
+            block = block.wrapping_add(u32::from(ahead));
+            block = select_unpredictable(is_given, u32_at(&given, 0), block);
+            *header = header_of(block, number);
         }
         (self.block, self.number) = (block, number);
+        source.rows::<3>(Stream::TidNear, nears)?;
+        source.rows::<TID>(Stream::Tid, givens)?;
+        for ((header, tuple), control) in self.headers.iter_mut().zip(tuples).zip(controls) {
+            *header |= u64::from(info_of(*tuple, *control)) << 48;
+        }
+        for (header, tuple) in self.headers.iter().zip(tuples) {
+            let start = tuple.start();
+            page[start..start + INDEX_HEADER].copy_from_slice(&header.to_le_bytes());
+        }
         Ok(())
-    }
-
-    /// The tuple's header.
-    #[inline]
-    fn fill_header(
-        &mut self,
-        page: &mut [u8; PAGE_SIZE],
-        tuple: Item,
-        control: u8,
-        block: u32,
-        number: u16,
-    ) {
-        let info = u16::from(control & FLAGS) << 8 | tuple.length() & INDEX_SIZE;
-        let header =
-            u64::from(block.rotate_left(16)) | u64::from(number) << 32 | u64::from(info) << 48;
-        page[tuple.start()..tuple.start() + INDEX_HEADER].copy_from_slice(&header.to_le_bytes());
-        self.headers.push(header);
     }
 
     /// Fills the tuple's header, and its posting list if it has one.
@@ -338,7 +351,9 @@ impl IndexTuples {
         if control & PLACE != POSTING {
             (self.block, self.number) = (block, number);
         }
-        self.fill_header(page, item, control, block, number);
+        let header = header_of(block, number) | u64::from(info_of(item, control)) << 48;
+        page[item.start()..item.start() + INDEX_HEADER].copy_from_slice(&header.to_le_bytes());
+        self.headers.push(header);
         Ok(())
     }
 }
@@ -444,6 +459,31 @@ fn take_list(list: &mut [u8], source: &mut Source<'_>) -> Result<(), TransformDa
 }
 
 const IMPOSSIBLE: TransformDamage = TransformDamage("an index tuple is impossible");
+
+/// Where the keys begin.
+fn keys(tuples: &[Item]) -> impl ExactSizeIterator<Item = usize> + Clone {
+    tuples.iter().map(|tuple| tuple.start() + INDEX_HEADER)
+}
+
+/// What is behind the words of the plan.
+fn rests(tuples: &[Item], plan: &Plan) -> impl Iterator<Item = Range<usize>> {
+    let words_end = INDEX_HEADER + plan.modes().len() * 8;
+    let has_rest = move |tuple: &&Item| usize::from(tuple.length()) > words_end;
+    let rest = move |tuple: &Item| tuple.start() + words_end..tuple.end();
+    tuples.iter().filter(has_rest).map(rest)
+}
+
+/// The opposite of [`place`].
+#[inline]
+fn header_of(block: u32, number: u16) -> u64 {
+    u64::from(block.rotate_left(16)) | u64::from(number) << 32
+}
+
+/// `t_info`, from the length and the control byte.
+#[inline]
+fn info_of(tuple: Item, control: u8) -> u16 {
+    u16::from(control & FLAGS) << 8 | tuple.length() & INDEX_SIZE
+}
 
 /// Where a tuple points, from its header.
 #[inline]

@@ -280,6 +280,11 @@ impl<'a> Source<'a> {
         Ok(self.bytes(stream, count * WIDTH)?.as_chunks().0)
     }
 
+    /// All rows that are left, which stay there.
+    pub(super) fn left_rows<const WIDTH: usize>(&self, stream: Stream) -> &'a [[u8; WIDTH]] {
+        self.left[stream as usize].as_chunks().0
+    }
+
     /// The next `count` rows of the word stream number `word` of those that begin at `first`.
     pub(super) fn words(
         &mut self,

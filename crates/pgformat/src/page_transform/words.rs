@@ -1,7 +1,6 @@
 //! Words: the first values of rows and keys, eight bytes at a time, each in a stream of its own.
 
 use super::TransformDamage;
-use super::index::Key;
 use super::streams::{HEAP_WORDS, INDEX_WORDS, Source, Stream, Streams};
 use crate::PAGE_SIZE;
 
@@ -279,18 +278,18 @@ impl Words {
         Ok(&mut row[taken * 8..])
     }
 
-    /// As [`Words::put`] for many keys of a page, which have every word of the plan.
+    /// As [`Words::put`] for many keys of a page, which begin there and have every word of the plan.
     pub(super) fn put_all(
         &mut self,
         plan: &Plan,
         page: &[u8; PAGE_SIZE],
-        keys: &[Key],
+        keys: impl ExactSizeIterator<Item = usize> + Clone,
         streams: &mut Streams,
     ) {
         for (word, mode) in plan.modes().iter().enumerate() {
             let rows = streams.add_words(self.first, word, keys.len());
             let before = &mut self.before[word];
-            let starts = keys.iter().map(|key| usize::from(key.start) + word * 8);
+            let starts = keys.clone().map(|key| key + word * 8);
             encode_all(*mode, rows, starts, page, before);
         }
     }
@@ -300,13 +299,13 @@ impl Words {
         &mut self,
         plan: &Plan,
         page: &mut [u8; PAGE_SIZE],
-        keys: &[Key],
+        keys: impl ExactSizeIterator<Item = usize> + Clone,
         source: &mut Source<'_>,
     ) -> Result<(), TransformDamage> {
         for (word, mode) in plan.modes().iter().enumerate() {
             let rows = source.words(self.first, word, keys.len())?;
             let before = &mut self.before[word];
-            let starts = keys.iter().map(|key| usize::from(key.start) + word * 8);
+            let starts = keys.clone().map(|key| key + word * 8);
             decode_all(*mode, rows, starts, page, before);
         }
         Ok(())
