@@ -10,34 +10,32 @@ use crate::{PAGE_SIZE, u64_at};
 const ENDS: TransformDamage = TransformDamage("the values of a column end too early");
 const LENGTH: TransformDamage = TransformDamage("a row is not as long as its values");
 
-/// Finds where the run begins in each row that has it, and goes behind it; `padding` is told where each row stood and where the
-/// run begins. `false`: a row ends before.
+/// Finds where the run begins in each row that has it, and goes behind it; `None`: a row ends before. Returns what was found in
+/// `padding`, which is told where each row stood and where the run begins.
 #[inline]
 fn find(
     run: &Run,
     rows: &mut [Place],
     starts: &mut Vec<u16>,
-    mut padding: impl FnMut(usize, usize),
-) -> bool {
-    let mut short = false;
-    let begin = |row: &mut Place| {
+    padding: impl Fn(usize, usize) -> u64,
+) -> Option<u64> {
+    starts.clear();
+    starts.resize(rows.len(), 0);
+    let mut left = starts.iter_mut();
+    let (mut found, mut short) = (0, false);
+    let column = run.columns.start;
+    for (row, slot) in rows.iter_mut().filter(|row| row.has(column)).zip(&mut left) {
         // Values are aligned to the row's beginning, which is aligned on the page.
         let start = aligned(usize::from(row.start), run.align);
-        padding(usize::from(row.start), start);
+        found |= padding(usize::from(row.start), start);
         let end = start + run.length;
         short |= end > usize::from(row.end);
         row.start = end as u16;
-        start as u16
-    };
-    starts.clear();
-    if run.everywhere {
-        starts.extend(rows.iter_mut().map(begin));
-    } else {
-        let column = run.columns.start;
-        let rows = rows.iter_mut().filter(|row| row.has(column));
-        starts.extend(rows.map(begin));
+        *slot = start as u16;
     }
-    !short
+    let unused = left.len();
+    starts.truncate(starts.len() - unused);
+    (!short).then_some(found)
 }
 
 /// Puts the next values of the rows; `false`: one of them has none of this shape.
@@ -50,21 +48,15 @@ pub(super) fn put_run<'c>(
     mut streams: &mut [Vec<u8>],
 ) -> bool {
     if run.length == 0 {
-        let column = run.columns.start;
-        let mut rows = rows.iter_mut().filter(|row| row.has(column));
-        let [heads, bodies, ..] = streams else {
-            return false;
-        };
-        return rows.all(|row| put_varying(row, run.align, page, heads, bodies).is_some());
+        return put_varying(run, rows, page, streams).is_some();
     }
-    let mut found = 0;
-    let (words, _) = page.as_chunks::<8>();
     // Padding is less than a word, and in one.
-    let whole = find(run, rows, starts, |end, start| {
+    let (words, _) = page.as_chunks::<8>();
+    let padding = |end: usize, start: usize| {
         let word = u64::from_le_bytes(words[end / 8 % words.len()]) >> (end % 8 * 8);
-        found |= word & !(u64::MAX << ((start - end) * 8));
-    });
-    if !whole || found != 0 {
+        word & !(u64::MAX << ((start - end) * 8))
+    };
+    if find(run, rows, starts, padding) != Some(0) {
         return false;
     }
     let mut offset = 0;
@@ -124,43 +116,47 @@ fn put_numbers<const LENGTH: usize>(
 }
 
 /// Copies of this many bytes are quicker than those of any number: a shorter value takes some of what follows along.
-const QUICK: usize = 16;
+const QUICK: usize = 32;
 
-/// A value with its header: one byte, or four.
-#[inline]
+/// Values with their headers: one byte, or four. `None`: there is another.
 fn put_varying(
-    row: &mut Place,
-    align: usize,
+    run: &Run,
+    rows: &mut [Place],
     page: &[u8; PAGE_SIZE],
-    heads: &mut Vec<u8>,
-    bodies: &mut Vec<u8>,
+    streams: &mut [Vec<u8>],
 ) -> Option<()> {
-    let (at, row_end) = (usize::from(row.start), usize::from(row.end));
-    let first = *page[..row_end].get(at)?;
-    let (start, end) = if first & 1 == 1 {
-        heads.push(first);
-        (at + 1, at + short_length(first))
-    } else {
-        let start = aligned(at, align);
-        let head = page.get(start..start + LONG)?;
-        if page[at..start].iter().any(|byte| *byte != 0) {
+    let [heads, bodies, ..] = streams else {
+        return None;
+    };
+    let column = run.columns.start;
+    for row in rows.iter_mut().filter(|row| row.has(column)) {
+        let (at, row_end) = (usize::from(row.start), usize::from(row.end));
+        let first = *page[..row_end].get(at)?;
+        let (start, end) = if first & 1 == 1 {
+            heads.push(first);
+            (at + 1, at + short_length(first))
+        } else {
+            let start = aligned(at, run.align);
+            let head = page.get(start..start + LONG)?;
+            if page[at..start].iter().any(|byte| *byte != 0) {
+                return None;
+            }
+            heads.extend_from_slice(head);
+            (start + LONG, start + long_length(head)?)
+        };
+        if end > row_end || is_external(first) && page[start] != ON_DISK {
             return None;
         }
-        heads.extend_from_slice(head);
-        (start + LONG, start + long_length(head)?)
-    };
-    if end > row_end || is_external(first) && page[start] != ON_DISK {
-        return None;
-    }
-    row.start = end as u16;
-    let length = end - start;
-    match page[start..].first_chunk::<QUICK>() {
-        Some(quick) if length <= QUICK => {
-            let end = bodies.len() + length;
-            bodies.extend_from_slice(quick);
-            bodies.truncate(end);
+        row.start = end as u16;
+        let length = end - start;
+        match page[start..].first_chunk::<QUICK>() {
+            Some(quick) if length <= QUICK => {
+                let end = bodies.len() + length;
+                bodies.extend_from_slice(quick);
+                bodies.truncate(end);
+            }
+            _ => bodies.extend_from_slice(&page[start..end]),
         }
-        _ => bodies.extend_from_slice(&page[start..end]),
     }
     Some(())
 }
@@ -176,17 +172,11 @@ pub(super) fn take_run<'c>(
     source: &mut Source<'_>,
 ) -> Result<(), TransformDamage> {
     if run.length == 0 {
-        let mut left = source.column(stream);
-        let column = run.columns.start;
-        for row in rows.iter_mut().filter(|row| row.has(column)) {
-            take_varying(row, run.align, page, &mut left)?;
-        }
+        let left = take_varying(run, rows, page, source.column(stream))?;
         source.put_back(stream, left);
         return Ok(());
     }
-    if !find(run, rows, starts, |_, _| {}) {
-        return Err(LENGTH);
-    }
+    find(run, rows, starts, |_, _| 0).ok_or(LENGTH)?;
     let mut offset = 0;
     for (column, before) in columns {
         let mut left = source.column(stream);
@@ -234,35 +224,40 @@ fn take_values(
     Ok(())
 }
 
-#[inline]
-fn take_varying(
-    row: &mut Place,
-    align: usize,
+fn take_varying<'s>(
+    run: &Run,
+    rows: &mut [Place],
     page: &mut [u8; PAGE_SIZE],
-    [heads, bodies]: &mut [&[u8]; 2],
-) -> Result<(), TransformDamage> {
-    let at = usize::from(row.start);
-    let room = &mut page[..usize::from(row.end)];
-    let first = *heads.split_off_first().ok_or(ENDS)?;
-    let (start, length) = if first & 1 == 1 {
-        *room.get_mut(at).ok_or(LENGTH)? = first;
-        (at + 1, short_length(first) - 1)
-    } else {
-        let [second, third, fourth] = *heads.split_off(..3).ok_or(ENDS)? else {
-            return Err(ENDS);
+    [mut heads, mut bodies]: [&'s [u8]; 2],
+) -> Result<[&'s [u8]; 2], TransformDamage> {
+    let column = run.columns.start;
+    for row in rows.iter_mut().filter(|row| row.has(column)) {
+        let at = usize::from(row.start);
+        let room = &mut page[..usize::from(row.end)];
+        let first = *heads.first().ok_or(ENDS)?;
+        let (start, length) = if first & 1 == 1 {
+            heads = &heads[1..];
+            *room.get_mut(at).ok_or(LENGTH)? = first;
+            (at + 1, short_length(first) - 1)
+        } else {
+            let head = heads.split_off(..LONG).ok_or(ENDS)?;
+            let start = aligned(at, run.align);
+            room.get_mut(start..start + LONG)
+                .ok_or(LENGTH)?
+                .copy_from_slice(head);
+            (start + LONG, long_length(head).ok_or(LENGTH)? - LONG)
         };
-        let head = [first, second, third, fourth];
-        let start = aligned(at, align);
-        room.get_mut(start..start + LONG)
-            .ok_or(LENGTH)?
-            .copy_from_slice(&head);
-        (start + LONG, long_length(&head).ok_or(LENGTH)? - LONG)
-    };
-    let end = start + length;
-    let value = room.get_mut(start..end).ok_or(LENGTH)?;
-    copy(value, bodies.split_off(..length).ok_or(ENDS)?);
-    row.start = end as u16;
-    Ok(())
+        let end = start + length;
+        if end > room.len() {
+            return Err(LENGTH);
+        }
+        row.start = end as u16;
+        copy(
+            &mut room[start..end],
+            bodies.split_off(..length).ok_or(ENDS)?,
+        );
+    }
+    Ok([heads, bodies])
 }
 
 /// Copies a few bytes without a call: for most lengths, the first and the last of them, which may overlap.

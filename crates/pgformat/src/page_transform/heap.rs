@@ -33,27 +33,91 @@ const HAS_VARIABLE: u16 = 0x0002;
 /// Where `t_hoff` is, and behind it the null bitmap.
 const PREFIX: usize = 22;
 
-/// Bytes of a header that every tuple has: it is as long without a null bitmap, or with that of eight columns.
+/// Bytes of a header without a null bitmap, or with that of eight columns: three words.
 const HEADER: usize = 24;
+
+/// The first bytes of a tuple.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Header {
+    xmin: u32,
+    xmax: u32,
+    cid: u32,
+    /// `t_ctid`
+    block: u32,
+    number: u16,
+    /// `t_infomask2` and `t_infomask`
+    infomasks: u32,
+    /// `t_hoff` and the byte behind it
+    prefix: u16,
+}
+
+impl Header {
+    const ZERO: Self = Self {
+        xmin: 0,
+        xmax: 0,
+        cid: 0,
+        block: 0,
+        number: 0,
+        infomasks: 0,
+        prefix: 0,
+    };
+
+    #[inline]
+    fn read(tuple: &[u8]) -> Self {
+        let last = u64_at(tuple, 16);
+        Self {
+            xmin: u32_at(tuple, 0),
+            xmax: u32_at(tuple, 4),
+            cid: u32_at(tuple, 8),
+            block: block_at(tuple, 12),
+            number: last as u16,
+            infomasks: (last >> 16) as u32,
+            prefix: (last >> 48) as u16,
+        }
+    }
+
+    #[inline]
+    fn write(self, tuple: &mut [u8]) {
+        let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+        let last =
+            u64::from(self.number) | u64::from(self.infomasks) << 16 | u64::from(self.prefix) << 48;
+        tuple[0..8].copy_from_slice(&pair(self.xmin, self.xmax).to_le_bytes());
+        tuple[8..16].copy_from_slice(&pair(self.cid, self.block.rotate_left(16)).to_le_bytes());
+        tuple[16..24].copy_from_slice(&last.to_le_bytes());
+    }
+
+    /// `t_hoff`
+    #[inline]
+    fn length(self) -> usize {
+        usize::from(self.prefix as u8)
+    }
+}
 
 /// The tuple before.
 pub(super) struct HeapTuples {
-    /// Its header, as far as `t_hoff` says.
-    header: [u8; 256],
-    /// The last `t_xmax` that was not zero.
-    xmax: u32,
+    /// But `t_xmax` is the last one that was not zero, and `t_ctid` means nothing.
+    header: Header,
+    /// What lies between these bytes and the row.
+    bitmap: [u8; 256 - HEADER],
     /// What the header says of the row.
     row: Place,
 }
 
 impl HeapTuples {
     pub(super) fn new() -> Self {
-        let header = [0; 256];
         Self {
-            row: place(&header),
-            header,
-            xmax: 0,
+            header: Header::ZERO,
+            bitmap: [0; _],
+            row: Place::NONE,
         }
+    }
+
+    /// Whether the null bitmap goes on in this way. Most do not, which is compared without a call.
+    #[inline]
+    fn has(&self, bitmap: &[u8]) -> bool {
+        let (words, before) = (bitmap.as_chunks::<8>().0, self.bitmap.as_chunks().0);
+        let mut pairs = words.iter().zip(before);
+        pairs.all(|(word, before)| u64::from_le_bytes(*word) == u64::from_le_bytes(*before))
     }
 
     /// A tuple that is `item` number `number` (from 1) of its page; its row is collected by `rows`.
@@ -67,80 +131,90 @@ impl HeapTuples {
         streams: &mut Streams,
     ) {
         let tuple = &page[item.start()..item.end()];
-        let length = usize::from(tuple[PREFIX]);
-        let header = &tuple[..length];
-        self.header[12..16].copy_from_slice(&block_bytes(block.0));
-        self.header[16..18].copy_from_slice(&number.to_le_bytes());
-        // Two bytes, as most tuples have them, are compared without a call.
-        let same = header[..HEADER] == self.header[..HEADER]
-            && (length == HEADER || header[HEADER..] == self.header[HEADER..length]);
-        let control = if !same {
-            self.put_header(header, block, streams)
-        } else if u32_at(header, 4) == 0 {
-            0
+        let header = Header::read(tuple);
+        let expected = Header {
+            xmax: if header.xmax == 0 {
+                0
+            } else {
+                self.header.xmax
+            },
+            block: block.0,
+            number,
+            ..self.header
+        };
+        let bitmap = &tuple[HEADER..header.length()];
+        let control = if header == expected && self.has(bitmap) {
+            if header.xmax == 0 { 0 } else { XMAX_SAME }
         } else {
-            XMAX_SAME
+            self.put_header(tuple, header, expected, streams)
         };
         streams.put_byte(Stream::HeapControl, control);
-        rows.add(self.row(item));
+        rows.add(self.row.of(item, header.length()));
     }
 
-    /// Puts what is not as before, which is the tuple's own place in `t_ctid`; returns the control byte.
-    fn put_header(&mut self, header: &[u8], block: BlockNumber, streams: &mut Streams) -> u8 {
+    /// Puts what is not as expected; returns the control byte.
+    fn put_header(
+        &mut self,
+        tuple: &[u8],
+        header: Header,
+        expected: Header,
+        streams: &mut Streams,
+    ) -> u8 {
         let mut control = 0;
-        let before = &self.header;
-        let (xmin, xmin_before) = (u32_at(header, 0), u32_at(before, 0));
-        if xmin != xmin_before {
-            control |= match near(xmin, xmin_before) {
+        if header.xmin != expected.xmin {
+            control |= match near(header.xmin, expected.xmin) {
                 Some(byte) => {
                     streams.put_byte(Stream::XminNear, byte);
                     XMIN_NEAR
                 }
                 None => {
-                    streams.put(Stream::Xmin, &header[0..4]);
+                    streams.put(Stream::Xmin, &tuple[0..4]);
                     XMIN_GIVEN
                 }
             };
         }
-        let xmax = u32_at(header, 4);
-        if xmax != 0 {
-            control |= match near(xmax, self.xmax) {
+        if header.xmax != 0 {
+            control |= match near(header.xmax, expected.xmax) {
                 Some(0) => XMAX_SAME,
                 Some(byte) => {
                     streams.put_byte(Stream::XmaxNear, byte);
                     XMAX_NEAR
                 }
                 None => {
-                    streams.put(Stream::Xmax, &header[4..8]);
+                    streams.put(Stream::Xmax, &tuple[4..8]);
                     XMAX_GIVEN
                 }
             };
-            self.xmax = xmax;
         }
-        if header[8..12] != before[8..12] {
+        if header.cid != expected.cid {
             control |= CID_GIVEN;
-            streams.put(Stream::Cid, &header[8..12]);
+            streams.put(Stream::Cid, &tuple[8..12]);
         }
-        if header[12..18] != before[12..18] {
+        if (header.block, header.number) != (expected.block, expected.number) {
             control |= CTID_GIVEN;
             let mut row = [0; 6];
-            let ahead = block_at(header, 12).wrapping_sub(block.0);
+            let ahead = header.block.wrapping_sub(expected.block);
             row[..4].copy_from_slice(&ahead.to_le_bytes());
-            row[4..].copy_from_slice(&header[16..18]);
+            row[4..].copy_from_slice(&header.number.to_le_bytes());
             streams.put(Stream::Ctid, &row);
         }
-        if header[18..22] != before[18..22] {
+        if header.infomasks != expected.infomasks {
             control |= INFOMASKS_GIVEN;
-            streams.put(Stream::Infomasks, &header[18..22]);
+            streams.put(Stream::Infomasks, &tuple[18..22]);
         }
-        // With `t_hoff`: of another length there is another.
-        if header[PREFIX..] != before[PREFIX..header.len()] {
+        let bitmap = &tuple[HEADER..header.length()];
+        if header.prefix != expected.prefix || !self.has(bitmap) {
             control |= PREFIX_GIVEN;
-            streams.put(Stream::HeapPrefix, &header[PREFIX..]);
+            streams.put(Stream::HeapPrefix, &tuple[PREFIX..header.length()]);
+            self.bitmap[..bitmap.len()].copy_from_slice(bitmap);
         }
-        self.header[..header.len()].copy_from_slice(header);
+        let xmax = self.header.xmax;
+        self.header = header;
+        if header.xmax == 0 {
+            self.header.xmax = xmax;
+        }
         if control & (INFOMASKS_GIVEN | PREFIX_GIVEN) != 0 {
-            self.row = place(&self.header);
+            self.row = row_behind(tuple);
         }
         control
     }
@@ -157,26 +231,32 @@ impl HeapTuples {
     ) -> Result<(), TransformDamage> {
         let tuple = &mut page[item.start()..item.end()];
         let control = source.byte(Stream::HeapControl)?;
-        self.header[12..16].copy_from_slice(&block_bytes(block.0));
-        self.header[16..18].copy_from_slice(&number.to_le_bytes());
         if control & !XMAX_SAME != 0 {
             self.take_header(control, block, source)?;
         }
-        let xmax = if control & XMAX == 0 { 0 } else { self.xmax };
-        self.header[4..8].copy_from_slice(&xmax.to_le_bytes());
-        let length = usize::from(self.header[PREFIX]);
+        let mut header = self.header;
+        if control & XMAX == 0 {
+            header.xmax = 0;
+        }
+        if control & CTID_GIVEN == 0 {
+            (header.block, header.number) = (block.0, number);
+        }
+        let length = header.length();
         if length < HEADER || length > tuple.len() {
             return Err(SHORT);
         }
-        tuple[..HEADER].copy_from_slice(&self.header[..HEADER]);
+        header.write(tuple);
         if length > HEADER {
-            tuple[HEADER..length].copy_from_slice(&self.header[HEADER..length]);
+            tuple[HEADER..length].copy_from_slice(&self.bitmap[..length - HEADER]);
         }
-        rows.add(self.row(item));
+        if control & (INFOMASKS_GIVEN | PREFIX_GIVEN) != 0 {
+            self.row = row_behind(tuple);
+        }
+        rows.add(self.row.of(item, length));
         Ok(())
     }
 
-    /// Takes what is not as before.
+    /// Takes what is not as expected.
     fn take_header(
         &mut self,
         control: u8,
@@ -186,63 +266,46 @@ impl HeapTuples {
         let header = &mut self.header;
         match control & XMIN {
             0 => {}
-            XMIN_NEAR => {
-                let xmin = far(source.byte(Stream::XminNear)?, u32_at(header, 0));
-                header[0..4].copy_from_slice(&xmin.to_le_bytes());
-            }
-            _ => header[0..4].copy_from_slice(source.bytes(Stream::Xmin, 4)?),
+            XMIN_NEAR => header.xmin = far(source.byte(Stream::XminNear)?, header.xmin),
+            _ => header.xmin = u32::from_le_bytes(source.row(Stream::Xmin)?),
         }
         match control & XMAX {
             0 | XMAX_SAME => {}
-            XMAX_NEAR => self.xmax = far(source.byte(Stream::XmaxNear)?, self.xmax),
-            _ => self.xmax = u32::from_le_bytes(source.row(Stream::Xmax)?),
+            XMAX_NEAR => header.xmax = far(source.byte(Stream::XmaxNear)?, header.xmax),
+            _ => header.xmax = u32::from_le_bytes(source.row(Stream::Xmax)?),
         }
         if control & CID_GIVEN != 0 {
-            header[8..12].copy_from_slice(source.bytes(Stream::Cid, 4)?);
+            header.cid = u32::from_le_bytes(source.row(Stream::Cid)?);
         }
         if control & CTID_GIVEN != 0 {
             let row: [u8; 6] = source.row(Stream::Ctid)?;
-            let to_block = block.0.wrapping_add(u32_at(&row, 0));
-            header[12..16].copy_from_slice(&block_bytes(to_block));
-            header[16..18].copy_from_slice(&row[4..]);
+            header.block = block.0.wrapping_add(u32_at(&row, 0));
+            header.number = u16_at(&row, 4);
         }
         if control & INFOMASKS_GIVEN != 0 {
-            header[18..22].copy_from_slice(source.bytes(Stream::Infomasks, 4)?);
+            header.infomasks = u32::from_le_bytes(source.row(Stream::Infomasks)?);
         }
         if control & PREFIX_GIVEN != 0 {
-            header[PREFIX] = source.byte(Stream::HeapPrefix)?;
-            let length = usize::from(header[PREFIX]);
-            let bitmap = length.checked_sub(PREFIX + 1).ok_or(SHORT)?;
-            header[PREFIX + 1..length].copy_from_slice(source.bytes(Stream::HeapPrefix, bitmap)?);
-        }
-        if control & (INFOMASKS_GIVEN | PREFIX_GIVEN) != 0 {
-            self.row = place(header);
+            let length = source.byte(Stream::HeapPrefix)?;
+            let bitmap = usize::from(length).checked_sub(HEADER).ok_or(SHORT)?;
+            let first = source.byte(Stream::HeapPrefix)?;
+            header.prefix = u16::from_le_bytes([length, first]);
+            self.bitmap[..bitmap].copy_from_slice(source.bytes(Stream::HeapPrefix, bitmap)?);
         }
         Ok(())
-    }
-
-    /// Where the row of a tuple with this header lies.
-    #[inline]
-    fn row(&self, item: Item) -> Place {
-        Place {
-            start: item.offset() + u16::from(self.header[PREFIX]),
-            end: item.offset() + item.length(),
-            ..self.row
-        }
     }
 }
 
 const SHORT: TransformDamage = TransformDamage("a heap tuple is shorter than its header");
 
-/// A row behind this header; where is still missing.
-fn place(header: &[u8]) -> Place {
-    let (columns, present) = columns(header, usize::from(header[PREFIX]));
+/// A row behind the tuple's header; where is still missing.
+fn row_behind(tuple: &[u8]) -> Place {
+    let (columns, present) = columns(tuple, usize::from(tuple[PREFIX]));
     Place {
-        start: 0,
-        end: 0,
         columns: columns.try_into().unwrap_or(u16::MAX),
         present,
-        class: class(header),
+        class: class(tuple),
+        ..Place::NONE
     }
 }
 

@@ -1,6 +1,7 @@
 //! Rows: values of one column, one behind the other.
 
 use super::TransformDamage;
+use super::anatomy::Item;
 use super::columns::{put_run, take_run};
 use super::schema::{COLUMNS, Presence, Schema};
 use super::streams::{Source, Stream, Streams};
@@ -44,6 +45,24 @@ pub(super) struct Place {
 }
 
 impl Place {
+    pub(super) const NONE: Self = Self {
+        present: 0,
+        columns: 0,
+        start: 0,
+        end: 0,
+        class: Class::HeapFixed,
+    };
+
+    /// Such a row in this item, behind a header of so many bytes.
+    #[inline]
+    pub(super) fn of(self, item: Item, header: usize) -> Self {
+        Self {
+            start: item.offset() + header as u16,
+            end: item.offset() + item.length(),
+            ..self
+        }
+    }
+
     #[inline]
     pub(super) fn has(&self, column: usize) -> bool {
         self.present >> column & 1 == 1
