@@ -31,6 +31,7 @@ use schema::{SCHEMAS, Schema};
 use streams::{Source, Streams};
 use words::{Class, Plan};
 
+use crate::page::{page_checksum, page_checksums, stored_checksum};
 use crate::{BlockNumber, PAGE_SIZE};
 
 /// The number of this transform in the repository's format.
@@ -139,8 +140,18 @@ impl PageTransform {
         self.streams.begin(&choice.schemas);
         let mut apart = 0;
         let mut state = State::new(&choice);
-        for (page, block) in pages.iter().zip(blocks) {
-            apart += usize::from(state.put_page(page, *block, &mut self.items, &mut self.streams));
+        for (pages, blocks) in pages.chunks(2).zip(blocks.chunks(2)) {
+            // First of all, since it reads pages from beginning to end, which is the quickest way into the caches.
+            let given = |page: usize| {
+                pages
+                    .get(page)
+                    .is_some_and(|page| stored_checksum(page) != 0)
+            };
+            let checksums = checksums(pages, blocks, [given(0), given(1)]);
+            for ((page, block), checksum) in pages.iter().zip(blocks).zip(checksums) {
+                let (items, streams) = (&mut self.items, &mut self.streams);
+                apart += usize::from(state.put_page(page, *block, checksum, items, streams));
+            }
         }
         if apart == 0 {
             return None;
@@ -167,10 +178,30 @@ impl PageTransform {
         let mut state = State::new(&choice);
         plain.resize(blocks.len() * PAGE_SIZE, 0);
         let (pages, _) = plain.as_chunks_mut::<PAGE_SIZE>();
-        for (page, block) in pages.iter_mut().zip(blocks) {
-            state.take_page(page, *block, &mut self.items, &mut source)?;
+        for (pages, blocks) in pages.chunks_mut(2).zip(blocks.chunks(2)) {
+            let mut missing = [false; 2];
+            for ((page, block), missing) in pages.iter_mut().zip(blocks).zip(&mut missing) {
+                *missing = state.take_page(page, *block, &mut self.items, &mut source)?;
+            }
+            let checksums = checksums(pages, blocks, missing);
+            let pages = pages.iter_mut().zip(checksums).zip(missing);
+            for ((page, checksum), _) in pages.filter(|(_, missing)| *missing) {
+                page[8..10].copy_from_slice(&checksum.to_le_bytes());
+            }
         }
         source.finish()
+    }
+}
+
+/// The checksums of two pages, or of one; 0 for those that are not `wanted`.
+fn checksums(pages: &[[u8; PAGE_SIZE]], blocks: &[BlockNumber], wanted: [bool; 2]) -> [u16; 2] {
+    match (pages, blocks, wanted) {
+        ([one, two], [first, second], [true, true]) => {
+            page_checksums([one, two], [*first, *second])
+        }
+        ([one, ..], [first, ..], [true, _]) => [page_checksum(one, *first), 0],
+        ([_, two], [_, second], [_, true]) => [0, page_checksum(two, *second)],
+        _ => [0; 2],
     }
 }
 

@@ -67,46 +67,64 @@ pub fn page_checksum(page: &[u8], block: BlockNumber) -> u16 {
     let Ok(page) = <&[u8; PAGE_SIZE]>::try_from(page) else {
         panic!("a page has {PAGE_SIZE} bytes, not {}", page.len());
     };
-    // 65535 = 0xFFFF, so the remainder plus one fits 16 bits and is never 0.
-    ((sum(page) ^ block.0) % 0xFFFF + 1) as u16
+    let [sum] = sums([page]);
+    checksum(sum, block)
+}
+
+/// [`page_checksum`] of two pages, for two thirds of the time: each sum waits for its last multiplication most of it.
+#[must_use]
+pub fn page_checksums(pages: [&[u8; PAGE_SIZE]; 2], blocks: [BlockNumber; 2]) -> [u16; 2] {
+    let [one, two] = sums(pages);
+    [checksum(one, blocks[0]), checksum(two, blocks[1])]
+}
+
+/// 65535 = 0xFFFF, so the remainder plus one fits 16 bits and is never 0.
+fn checksum(sum: u32, block: BlockNumber) -> u16 {
+    ((sum ^ block.0) % 0xFFFF + 1) as u16
 }
 
 #[cfg(target_arch = "x86_64")]
-fn sum(page: &[u8; PAGE_SIZE]) -> u32 {
+fn sums<const PAGES: usize>(pages: [&[u8; PAGE_SIZE]; PAGES]) -> [u32; PAGES] {
     if std::is_x86_feature_detected!("avx2") {
         // SAFETY: the function is safe code compiled for AVX2, and the processor has just said that it has AVX2.
-        unsafe { sum_avx2(page) }
+        unsafe { sums_avx2(pages) }
     } else {
-        sum_portable(page)
+        sums_portable(pages)
     }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn sum(page: &[u8; PAGE_SIZE]) -> u32 {
-    sum_portable(page)
+fn sums<const PAGES: usize>(pages: [&[u8; PAGE_SIZE]; PAGES]) -> [u32; PAGES] {
+    sums_portable(pages)
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn sum_avx2(page: &[u8; PAGE_SIZE]) -> u32 {
-    sum_portable(page)
+fn sums_avx2<const PAGES: usize>(pages: [&[u8; PAGE_SIZE]; PAGES]) -> [u32; PAGES] {
+    sums_portable(pages)
 }
 
-/// `pg_checksum_block`, with the checksum field taken for zero.
+/// `pg_checksum_block` of each page, with the checksum field taken for zero.
 #[inline(always)]
-fn sum_portable(page: &[u8; PAGE_SIZE]) -> u32 {
-    let mut sums = BASE_OFFSETS;
-    let (rows, _) = page.as_chunks::<ROW>();
-    let mut first = values(&rows[0]);
-    first[2] &= 0xFFFF_0000; // pd_checksum: the two bytes at 8
-    mix(&mut sums, &first);
-    for row in &rows[1..] {
-        mix(&mut sums, &values(row));
+fn sums_portable<const PAGES: usize>(pages: [&[u8; PAGE_SIZE]; PAGES]) -> [u32; PAGES] {
+    let mut sums = [BASE_OFFSETS; PAGES];
+    let pages = pages.map(|page| page.as_chunks::<ROW>().0);
+    for (sums, rows) in sums.iter_mut().zip(pages) {
+        let mut first = values(&rows[0]);
+        first[2] &= 0xFFFF_0000; // pd_checksum: the two bytes at 8
+        mix(sums, &first);
     }
-    // Two more rounds, for the bits of the last values.
-    mix(&mut sums, &[0; LANES]);
-    mix(&mut sums, &[0; LANES]);
-    sums.iter().fold(0, |folded, sum| folded ^ sum)
+    for row in 1..PAGE_SIZE / ROW {
+        for (sums, rows) in sums.iter_mut().zip(pages) {
+            mix(sums, &values(&rows[row]));
+        }
+    }
+    sums.map(|mut sums| {
+        // Two more rounds, for the bits of the last values.
+        mix(&mut sums, &[0; LANES]);
+        mix(&mut sums, &[0; LANES]);
+        sums.iter().fold(0, |folded, sum| folded ^ sum)
+    })
 }
 
 #[inline(always)]

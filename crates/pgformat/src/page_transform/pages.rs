@@ -10,7 +10,7 @@ use super::sparse::{put_sparse, take_sparse};
 use super::streams::{Source, Stream, Streams};
 use super::words::{Plan, fold, fold_half, unfold, unfold_half};
 use super::{Choice, TransformDamage};
-use crate::page::{PAGE_HEADER_SIZE, PAGE_SIZE_AND_VERSION, is_zero, page_checksum, page_lsn};
+use crate::page::{PAGE_HEADER_SIZE, PAGE_SIZE_AND_VERSION, is_zero, page_lsn};
 use crate::{BlockNumber, PAGE_SIZE, u16_at, u32_at, u64_at};
 
 // A page's byte in the stream of kinds: its kind, and these.
@@ -84,17 +84,17 @@ impl<'a> State<'a> {
         Ok((usize::from(lower), usize::from(special)))
     }
 
-    /// Returns whether the page was taken apart.
+    /// `checksum` is that of the content, or 0. Returns whether the page was taken apart.
     pub(super) fn put_page(
         &mut self,
         page: &[u8; PAGE_SIZE],
         block: BlockNumber,
+        checksum: u16,
         items: &mut Vec<Item>,
         streams: &mut Streams,
     ) -> bool {
-        let [checksum, lower, upper, special] = [8, 12, 14, 16].map(|at| u16_at(page, at));
-        // First of all, since it reads the page from its beginning to its end, which is the quickest way into the caches.
-        let checksum_known = checksum != 0 && page_checksum(page, block) == checksum;
+        let [stored_checksum, lower, upper, special] = [8, 12, 14, 16].map(|at| u16_at(page, at));
+        let checksum_known = checksum != 0 && checksum == stored_checksum;
         let Anatomy {
             kind,
             regular,
@@ -160,22 +160,22 @@ impl<'a> State<'a> {
         true
     }
 
-    /// Replaces the page.
+    /// Replaces the page. Returns whether its checksum is that of the content, which is still missing.
     pub(super) fn take_page(
         &mut self,
         page: &mut [u8; PAGE_SIZE],
         block: BlockNumber,
         items: &mut Vec<Item>,
         source: &mut Source<'_>,
-    ) -> Result<(), TransformDamage> {
+    ) -> Result<bool, TransformDamage> {
         const UNKNOWN: TransformDamage = TransformDamage("a page is of no known kind");
         const BOUNDS: TransformDamage = TransformDamage("a page's bounds are impossible");
         page.fill(0);
         let control = source.byte(Stream::PageKind)?;
         let kind = Kind::from_number(control & KIND).ok_or(UNKNOWN)?;
         match kind {
-            Kind::Zero => return Ok(()),
-            Kind::Raw => return take_sparse(page, Stream::Raw, source),
+            Kind::Zero => return Ok(false),
+            Kind::Raw => return take_sparse(page, Stream::Raw, source).map(|()| false),
             Kind::Heap | Kind::Index | Kind::Items => {}
         }
         let (lower, special) = self.take_header(page, source)?;
@@ -226,11 +226,7 @@ impl<'a> State<'a> {
                 padding.copy_from_slice(source.bytes(Stream::Padding, padding.len())?);
             }
         }
-        if control & CHECKSUM != 0 {
-            let checksum = page_checksum(page, block);
-            page[8..10].copy_from_slice(&checksum.to_le_bytes());
-        }
-        Ok(())
+        Ok(control & CHECKSUM != 0)
     }
 }
 
