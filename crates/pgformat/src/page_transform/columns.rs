@@ -56,7 +56,12 @@ pub(super) fn put_run<'c>(
         let word = u64::from_le_bytes(words[end / 8 % words.len()]) >> (end % 8 * 8);
         word & !(u64::MAX << ((start - end) * 8))
     };
-    if find(run, rows, starts, padding) != Some(0) {
+    let found = if run.padded {
+        find(run, rows, starts, padding)
+    } else {
+        find(run, rows, starts, |_, _| 0)
+    };
+    if found != Some(0) {
         return false;
     }
     let mut offset = 0;
@@ -94,12 +99,22 @@ fn put_values(
                 *before = value;
             }
         }
-        (1, [out]) => out.extend(starts.map(|start| page[start])),
-        (length, out) => {
-            for start in starts {
-                out[0].extend_from_slice(&page[start..start + length]);
-            }
-        }
+        (1, [out]) => put_bytes::<1>(starts, page, out),
+        (16, [out]) => put_bytes::<16>(starts, page, out),
+        (64, [out]) => put_bytes::<64>(starts, page, out),
+        (length, _) => unreachable!("no column has values of {length} bytes"),
+    }
+}
+
+#[inline]
+fn put_bytes<const LENGTH: usize>(
+    starts: impl ExactSizeIterator<Item = usize>,
+    page: &[u8; PAGE_SIZE],
+    out: &mut Vec<u8>,
+) {
+    let rows = add_rows::<LENGTH>(out, starts.len());
+    for (row, start) in rows.iter_mut().zip(starts) {
+        row.copy_from_slice(&page[start..start + LENGTH]);
     }
 }
 
@@ -215,13 +230,23 @@ fn take_values(
                 *before = value;
             }
         }
-        _ => {
-            for (value, start) in coded.chunks_exact(length).zip(starts) {
-                page[start..start + length].copy_from_slice(value);
-            }
-        }
+        1 => take_bytes::<1>(coded, starts, page),
+        16 => take_bytes::<16>(coded, starts, page),
+        64 => take_bytes::<64>(coded, starts, page),
+        _ => unreachable!("no column has values of {length} bytes"),
     }
     Ok(())
+}
+
+#[inline]
+fn take_bytes<const LENGTH: usize>(
+    values: &[u8],
+    starts: impl Iterator<Item = usize>,
+    page: &mut [u8; PAGE_SIZE],
+) {
+    for (value, start) in values.as_chunks::<LENGTH>().0.iter().zip(starts) {
+        page[start..start + LENGTH].copy_from_slice(value);
+    }
 }
 
 fn take_varying<'s>(

@@ -190,8 +190,8 @@ pub(super) struct Run {
     pub align: usize,
     /// Bytes; 0: varying.
     pub length: usize,
-    /// Whether every row has it.
-    pub everywhere: bool,
+    /// Whether there can be padding before it.
+    pub padded: bool,
 }
 
 /// Which columns the rows of a page have.
@@ -220,24 +220,25 @@ impl Schema {
         let has = |columns: u64, column: usize| columns >> column & 1 == 1;
         let first = (from..self.columns.len()).find(|column| has(some, *column))?;
         let shape = self.columns[first].shape;
+        let stands_at = if some.trailing_zeros() as usize == first {
+            align
+        } else {
+            1
+        };
+        // What its beginning is a multiple of.
+        let aligned = stands_at.max(shape.align);
         let mut run = Run {
             columns: first..first + 1,
             align: shape.align,
             length: shape.length,
-            everywhere: has(every, first),
-        };
-        // What its beginning is a multiple of as well.
-        let aligned = if some.trailing_zeros() as usize == first {
-            align.max(shape.align)
-        } else {
-            shape.align
+            padded: shape.align > stands_at,
         };
         let follows = |column: &Column, run: &Run| {
             let Shape { length, align } = column.shape;
             let there = has(every, run.columns.end) && length > 0;
             there && align <= aligned && run.length.is_multiple_of(align)
         };
-        if run.everywhere && run.length > 0 {
+        if has(every, first) && run.length > 0 {
             for column in &self.columns[first + 1..] {
                 if !follows(column, &run) {
                     break;
