@@ -17,6 +17,7 @@ mod heap;
 mod index;
 mod infer;
 mod pages;
+mod places;
 mod planes;
 mod pointers;
 mod rows;

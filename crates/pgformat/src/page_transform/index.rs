@@ -1,51 +1,24 @@
-//! Index tuples: where they point, their keys, and posting lists.
+//! Index tuples: where they point, and their keys.
 //!
-//! Facts from `access/itup.h` (`IndexTupleData`) and `access/nbtree.h` (posting lists, `BT_IS_POSTING`).
+//! Facts from `access/itup.h` (`IndexTupleData`).
 
-use std::hint::select_unpredictable;
 use std::ops::Range;
 
 use super::TransformDamage;
-use super::anatomy::{INDEX_HEADER, INDEX_SIZE, Item};
-use super::heap::{block_at, block_bytes};
-use super::streams::{Source, Stream, Streams, add_rows};
+use super::anatomy::{INDEX_HEADER, Item};
+use super::places::{Header, Places};
+use super::streams::{Source, Stream, Streams};
 use super::words::{Class, Plan, Words};
-use crate::{PAGE_SIZE, u16_at, u32_at, u64_at};
-
-// The control byte of a tuple: where it points,
-/// the next item of the same block as the tuple before;
-const NEXT: u8 = 0;
-/// a block that lies up to 255 behind that of the tuple before;
-const NEAR: u8 = 1;
-const GIVEN: u8 = 2;
-/// a list of places: the tuple ends in a posting list.
-const POSTING: u8 = 3;
-const PLACE: u8 = 3;
-// Then the three flags of `t_info`, in the highest bits.
-const FLAGS: u8 = 0xE0;
+use crate::PAGE_SIZE;
 
 /// `INDEX_NULL_MASK` and `INDEX_VAR_MASK` in `t_info`.
 const NULL_OR_VARIABLE: u16 = 0xC000;
-/// `INDEX_ALT_TID_MASK` in `t_info`.
-const OTHER_TID: u16 = 0x2000;
-/// `BT_STATUS_OFFSET_MASK` and, of these bits, `BT_IS_POSTING`.
-const STATUS: u16 = 0xF000;
-const IS_POSTING: u16 = 0x2000;
-
-/// Bytes of an `ItemPointerData`.
-const TID: usize = 6;
-
-/// A difference of blocks that is told by the byte in [`Stream::PostingNear`] is less than these.
-const POSTING_FAR: u8 = 254;
-const POSTING_BLOCK: u8 = 255;
 
 /// The tuple before.
 pub(super) struct IndexTuples {
-    block: u32,
-    number: u16,
+    places: Places,
     words: Words,
     // Of the page at hand.
-    headers: Vec<u64>,
     keys: Vec<Key>,
     others: Vec<Item>,
 }
@@ -61,10 +34,8 @@ pub(super) struct Key {
 impl IndexTuples {
     pub(super) fn new() -> Self {
         Self {
-            block: 0,
-            number: 0,
+            places: Places::new(),
             words: Words::new(Stream::IndexWords),
-            headers: Vec::new(),
             keys: Vec::new(),
             others: Vec::new(),
         }
@@ -78,17 +49,7 @@ impl IndexTuples {
         plans: &[Plan; 4],
         streams: &mut Streams,
     ) {
-        self.headers.clear();
-        let header = |tuple: &Item| u64_at(page, tuple.start());
-        self.headers.extend(tuples.iter().map(header));
-        if self.may_have_lists() {
-            for tuple in tuples {
-                let control = self.put_place(page, *tuple, streams);
-                streams.put_byte(Stream::IndexControl, control);
-            }
-        } else {
-            self.put_places(streams);
-        }
+        self.places.put(page, tuples, streams);
         let plan = &plans[Class::IndexFixed as usize];
         if self.is_simple(tuples, plan) {
             self.words.put_all(plan, page, keys(tuples), streams);
@@ -113,22 +74,17 @@ impl IndexTuples {
         }
     }
 
-    /// Whether there are headers as tuples with posting lists have them.
-    fn may_have_lists(&self) -> bool {
-        let headers = self.headers.iter();
-        headers.fold(false, |any, header| any | is_posting(*header))
-    }
-
     /// Whether no tuple has nulls, values of variable length or a posting list, and each has all words of the plan.
     fn is_simple(&self, tuples: &[Item], plan: &Plan) -> bool {
-        let all = self.headers.iter().fold(0, |all, header| all | header);
+        let headers = self.places.headers.iter();
+        let infos = headers.fold(0, |all, header| all | header.info());
         let least = INDEX_HEADER + plan.modes().len() * 8;
         let has_words = |tuple: &Item| usize::from(tuple.length()) >= least;
-        info(all) & NULL_OR_VARIABLE == 0
+        class(infos) == Class::IndexFixed
             && tuples
                 .iter()
                 .fold(true, |all, tuple| all & has_words(tuple))
-            && !self.may_have_lists()
+            && !self.places.may_have_lists()
     }
 
     /// Finds the keys without nulls or values of variable length that have all words of the plan; and the other tuples.
@@ -142,83 +98,14 @@ impl IndexTuples {
             end: end as u16,
         };
         for tuple in tuples {
-            let bytes = &page[tuple.start()..tuple.end()];
-            let end = posting_list(bytes).map_or(tuple.end(), |(start, _)| tuple.start() + start);
-            if u16_at(bytes, 6) & NULL_OR_VARIABLE == 0
-                && tuple.start() + INDEX_HEADER + words <= end
-            {
-                self.keys.push(key(tuple, end));
+            let (class, bytes) = self::key(&page[tuple.start()..tuple.end()]);
+            if class == Class::IndexFixed && bytes.len() >= words {
+                self.keys
+                    .push(key(tuple, tuple.start() + INDEX_HEADER + bytes.len()));
             } else {
                 self.others.push(*tuple);
             }
         }
-    }
-
-    /// Puts where the tuples of a page point that has no posting lists. Which way a place is written is hard to foresee:
-    /// so each is written in every way, and stays where it has to.
-    fn put_places(&mut self, streams: &mut Streams) {
-        let count = self.headers.len();
-        let [controls, near, given] =
-            streams.several([Stream::IndexControl, Stream::TidNear, Stream::Tid]);
-        let (near_end, given_end) = (near.len(), given.len());
-        let near_rows = add_rows::<3>(near, count);
-        let given_rows = add_rows::<TID>(given, count);
-        let (mut nears, mut givens) = (0, 0);
-        let (mut before, mut number_before) = (self.block, self.number);
-        controls.extend(self.headers.iter().map(|header| {
-            let (block, number) = place(*header);
-            let ahead = block.wrapping_sub(before);
-            let [low, high] = number.to_le_bytes();
-            near_rows[nears] = [ahead as u8, low, high];
-            let [a, b, c, d] = block.to_le_bytes();
-            given_rows[givens] = [a, b, c, d, low, high];
-            let is_next = ahead == 0 && number == number_before.wrapping_add(1);
-            let is_given = ahead > u32::from(u8::MAX);
-            let is_near = !is_next & !is_given;
-            nears += usize::from(is_near);
-            givens += usize::from(is_given);
-            (before, number_before) = (block, number);
-            flags(*header) + u8::from(is_near) * NEAR + u8::from(is_given) * GIVEN
-        }));
-        near.truncate(near_end + nears * 3);
-        given.truncate(given_end + givens * TID);
-        (self.block, self.number) = (before, number_before);
-    }
-
-    /// Returns the control byte.
-    #[inline]
-    fn put_place(&mut self, page: &[u8; PAGE_SIZE], item: Item, streams: &mut Streams) -> u8 {
-        let header = u64_at(page, item.start());
-        let (block, number) = place(header);
-        let flags = flags(header);
-        let ahead = block.wrapping_sub(self.block);
-        let next = ahead == 0 && number == self.number.wrapping_add(1);
-        if is_posting(header)
-            && let Some((start, count)) = posting_list(&page[item.start()..item.end()])
-        {
-            let mut row = [0; 4];
-            row[..2].copy_from_slice(&(start as u16).to_le_bytes());
-            row[2..].copy_from_slice(&number.to_le_bytes());
-            streams.put(Stream::Posting, &row);
-            let (list, tail) = page[item.start() + start..item.end()].split_at(count * TID);
-            put_list(list, streams);
-            streams.put(Stream::PostingTail, tail);
-            return flags | POSTING;
-        }
-        (self.block, self.number) = (block, number);
-        flags
-            | if next {
-                NEXT
-            } else if let Ok(ahead) = u8::try_from(ahead) {
-                let [low, high] = number.to_le_bytes();
-                streams.put(Stream::TidNear, &[ahead, low, high]);
-                NEAR
-            } else {
-                let [a, b, c, d] = block.to_le_bytes();
-                let [low, high] = number.to_le_bytes();
-                streams.put(Stream::Tid, &[a, b, c, d, low, high]);
-                GIVEN
-            }
     }
 
     /// Fills the tuples of a page.
@@ -229,26 +116,7 @@ impl IndexTuples {
         plans: &[Plan; 4],
         source: &mut Source<'_>,
     ) -> Result<(), TransformDamage> {
-        let is_short = |tuple: &Item| usize::from(tuple.length()) < INDEX_HEADER;
-        if tuples
-            .iter()
-            .fold(false, |any, tuple| any | is_short(tuple))
-        {
-            return Err(IMPOSSIBLE);
-        }
-        let controls = source.bytes(Stream::IndexControl, tuples.len())?;
-        self.headers.clear();
-        let is_list = |control: &u8| control & PLACE == POSTING;
-        if controls
-            .iter()
-            .fold(false, |any, control| any | is_list(control))
-        {
-            for (tuple, control) in tuples.iter().zip(controls) {
-                self.take_place(page, *tuple, *control, source)?;
-            }
-        } else {
-            self.take_places(page, tuples, controls, source)?;
-        }
+        self.places.take(page, tuples, source)?;
         let plan = &plans[Class::IndexFixed as usize];
         if self.is_simple(tuples, plan) {
             self.words.take_all(plan, page, keys(tuples), source)?;
@@ -269,91 +137,6 @@ impl IndexTuples {
         for tuple in &self.others {
             before = take_key(&mut self.words, page, *tuple, before, plans, source)?;
         }
-        Ok(())
-    }
-
-    /// The opposite of [`IndexTuples::put_places`]; as there, the rows are read whether they are needed or not.
-    fn take_places(
-        &mut self,
-        page: &mut [u8; PAGE_SIZE],
-        tuples: &[Item],
-        controls: &[u8],
-        source: &mut Source<'_>,
-    ) -> Result<(), TransformDamage> {
-        let near_rows = source.left_rows::<3>(Stream::TidNear);
-        let given_rows = source.left_rows::<TID>(Stream::Tid);
-        let (mut nears, mut givens) = (0, 0);
-        let (mut block, mut number) = (self.block, self.number);
-        self.headers.resize(tuples.len(), 0);
-        for (header, control) in self.headers.iter_mut().zip(controls) {
-            let [ahead, low, high] = near_rows.get(nears).copied().unwrap_or_default();
-            let given = given_rows.get(givens).copied().unwrap_or_default();
-            let (is_near, is_given) = (control & PLACE == NEAR, control & PLACE == GIVEN);
-            nears += usize::from(is_near);
-            givens += usize::from(is_given);
-            let ahead = select_unpredictable(is_near, ahead, 0);
-            let near_number = u16::from_le_bytes([low, high]);
-            number = select_unpredictable(is_near, near_number, number.wrapping_add(1));
-            number = select_unpredictable(is_given, u16_at(&given, 4), number);
-            block = block.wrapping_add(u32::from(ahead));
-            block = select_unpredictable(is_given, u32_at(&given, 0), block);
-            *header = header_of(block, number);
-        }
-        (self.block, self.number) = (block, number);
-        source.rows::<3>(Stream::TidNear, nears)?;
-        source.rows::<TID>(Stream::Tid, givens)?;
-        for ((header, tuple), control) in self.headers.iter_mut().zip(tuples).zip(controls) {
-            *header |= u64::from(info_of(*tuple, *control)) << 48;
-        }
-        for (header, tuple) in self.headers.iter().zip(tuples) {
-            let start = tuple.start();
-            page[start..start + INDEX_HEADER].copy_from_slice(&header.to_le_bytes());
-        }
-        Ok(())
-    }
-
-    /// Fills the tuple's header, and its posting list if it has one.
-    #[inline]
-    fn take_place(
-        &mut self,
-        page: &mut [u8; PAGE_SIZE],
-        item: Item,
-        control: u8,
-        source: &mut Source<'_>,
-    ) -> Result<(), TransformDamage> {
-        let (block, number) = match control & PLACE {
-            NEXT => (self.block, self.number.wrapping_add(1)),
-            NEAR => {
-                let [ahead, low, high] = source.row(Stream::TidNear)?;
-                let block = self.block.wrapping_add(u32::from(ahead));
-                (block, u16::from_le_bytes([low, high]))
-            }
-            GIVEN => {
-                let row: [u8; 6] = source.row(Stream::Tid)?;
-                (u32_at(&row, 0), u16_at(&row, 4))
-            }
-            _ => {
-                let row: [u8; 4] = source.row(Stream::Posting)?;
-                let (start, number) = (u16_at(&row, 0), u16_at(&row, 2));
-                let count = usize::from(number & !STATUS) * TID;
-                if usize::from(start) < INDEX_HEADER {
-                    return Err(IMPOSSIBLE);
-                }
-                let tuple = &mut page[item.start()..item.end()];
-                let list = tuple.get_mut(usize::from(start)..).ok_or(IMPOSSIBLE)?;
-                let (list, tail) = list.split_at_mut_checked(count).ok_or(IMPOSSIBLE)?;
-                take_list(list, source)?;
-                tail.copy_from_slice(source.bytes(Stream::PostingTail, tail.len())?);
-                (u32::from(start), number)
-            }
-        };
-        // The next tuple is told apart from where this one points.
-        if control & PLACE != POSTING {
-            (self.block, self.number) = (block, number);
-        }
-        let header = header_of(block, number) | u64::from(info_of(item, control)) << 48;
-        page[item.start()..item.start() + INDEX_HEADER].copy_from_slice(&header.to_le_bytes());
-        self.headers.push(header);
         Ok(())
     }
 }
@@ -417,47 +200,6 @@ fn take_key(
     Ok(key)
 }
 
-/// Places ascend: a byte for how many blocks farther each is, more where that is too little.
-fn put_list(list: &[u8], streams: &mut Streams) {
-    let mut before = None;
-    for tid in list.chunks_exact(TID) {
-        let block = block_at(tid, 0);
-        let ahead = before.map(|before| block.wrapping_sub(before));
-        match ahead {
-            Some(ahead) if ahead < u32::from(POSTING_FAR) => {
-                streams.put_byte(Stream::PostingNear, ahead as u8);
-            }
-            Some(ahead) if ahead <= u32::from(u16::MAX) => {
-                streams.put_byte(Stream::PostingNear, POSTING_FAR);
-                streams.put(Stream::PostingFar, &(ahead as u16).to_le_bytes());
-            }
-            _ => {
-                streams.put_byte(Stream::PostingNear, POSTING_BLOCK);
-                streams.put(Stream::PostingBlock, &block.to_le_bytes());
-            }
-        }
-        streams.put(Stream::PostingOffset, &tid[4..]);
-        before = Some(block);
-    }
-}
-
-fn take_list(list: &mut [u8], source: &mut Source<'_>) -> Result<(), TransformDamage> {
-    let mut block = 0_u32;
-    for tid in list.chunks_exact_mut(TID) {
-        block = match source.byte(Stream::PostingNear)? {
-            POSTING_FAR => {
-                let ahead = u16::from_le_bytes(source.row(Stream::PostingFar)?);
-                block.wrapping_add(u32::from(ahead))
-            }
-            POSTING_BLOCK => u32::from_le_bytes(source.row(Stream::PostingBlock)?),
-            ahead => block.wrapping_add(u32::from(ahead)),
-        };
-        tid[..4].copy_from_slice(&block_bytes(block));
-        tid[4..].copy_from_slice(&source.row::<2>(Stream::PostingOffset)?);
-    }
-    Ok(())
-}
-
 const IMPOSSIBLE: TransformDamage = TransformDamage("an index tuple is impossible");
 
 /// Where the keys begin.
@@ -473,59 +215,16 @@ fn rests(tuples: &[Item], plan: &Plan) -> impl Iterator<Item = Range<usize>> {
     tuples.iter().filter(has_rest).map(rest)
 }
 
-/// The opposite of [`place`].
-#[inline]
-fn header_of(block: u32, number: u16) -> u64 {
-    u64::from(block.rotate_left(16)) | u64::from(number) << 32
-}
-
-/// `t_info`, from the length and the control byte.
-#[inline]
-fn info_of(tuple: Item, control: u8) -> u16 {
-    u16::from(control & FLAGS) << 8 | tuple.length() & INDEX_SIZE
-}
-
-/// Where a tuple points, from its header.
-#[inline]
-fn place(header: u64) -> (u32, u16) {
-    ((header as u32).rotate_left(16), (header >> 32) as u16)
-}
-
-#[inline]
-fn info(header: u64) -> u16 {
-    (header >> 48) as u16
-}
-
-/// The flags of `t_info` for the control byte.
-#[inline]
-fn flags(header: u64) -> u8 {
-    (header >> 56) as u8 & FLAGS
-}
-
-/// Whether the header is that of a tuple with a posting list (`BTreeTupleIsPosting`).
-#[inline]
-fn is_posting(header: u64) -> bool {
-    const MASK: u64 = (OTHER_TID as u64) << 48 | (STATUS as u64) << 32;
-    header & MASK == (OTHER_TID as u64) << 48 | (IS_POSTING as u64) << 32
-}
-
-/// Where the posting list in the tuple begins, and how many places it has.
-fn posting_list(tuple: &[u8]) -> Option<(usize, usize)> {
-    let header = u64_at(tuple, 0);
-    if !is_posting(header) {
-        return None;
-    }
-    let (start, number) = place(header);
-    let start = usize::try_from(start).ok()?;
-    let count = usize::from(number & !STATUS);
-    (start >= INDEX_HEADER && start <= tuple.len() && count * TID <= tuple.len() - start)
-        .then_some((start, count))
-}
-
 /// An index tuple's key, and which words it has.
 pub(super) fn key(tuple: &[u8]) -> (Class, &[u8]) {
-    let end = posting_list(tuple).map_or(tuple.len(), |(start, _)| start);
-    (class(u16_at(tuple, 6)), &tuple[INDEX_HEADER..end])
+    let header = Header::of(tuple, Item::new(0, 0, 0));
+    let (start, _) = header.list();
+    let end = if header.has_list(tuple.len() as u16) {
+        start as usize
+    } else {
+        tuple.len()
+    };
+    (class(header.info()), &tuple[INDEX_HEADER..end])
 }
 
 fn class(info: u16) -> Class {

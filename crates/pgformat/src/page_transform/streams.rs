@@ -186,6 +186,38 @@ pub(super) fn add_rows<const WIDTH: usize>(
     stream[start..].as_chunks_mut().0
 }
 
+/// Rows of which each stays only if it is needed: put without a branch, where the answer is hard to foresee.
+pub(super) struct Rows<'a, const WIDTH: usize> {
+    rows: &'a mut [[u8; WIDTH]],
+    count: usize,
+}
+
+impl<'a, const WIDTH: usize> Rows<'a, WIDTH> {
+    /// Room for so many at the end of a stream.
+    pub(super) fn add(stream: &'a mut Vec<u8>, most: usize) -> Self {
+        Self {
+            rows: add_rows(stream, most),
+            count: 0,
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn put_if(&mut self, needed: bool, row: [u8; WIDTH]) {
+        self.rows[self.count] = row;
+        self.count += usize::from(needed);
+    }
+
+    /// Bytes that were added and are not needed, at the end of the stream.
+    pub(super) fn unneeded(self) -> usize {
+        (self.rows.len() - self.count) * WIDTH
+    }
+}
+
+/// Takes so many bytes away again.
+pub(super) fn shorten(stream: &mut Vec<u8>, by: usize) {
+    stream.truncate(stream.len() - by);
+}
+
 /// Streams being read: what is left of each.
 pub(super) struct Source<'a> {
     left: [&'a [u8]; COUNT],
