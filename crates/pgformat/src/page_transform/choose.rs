@@ -64,10 +64,7 @@ pub(super) fn choose(
         }
         few.truncate(infer::ROWS);
         let fits = |schema: &Schema| {
-            let found = few
-                .iter()
-                .filter(|row| schema.values(row).is_some())
-                .count();
+            let found = few.iter().filter(|row| schema.walk(row, |_, _| {})).count();
             found * 8 >= few.len() * 7
         };
         if few.is_empty() || schemas.len() == SCHEMAS || schemas.iter().any(fits) {
@@ -119,15 +116,12 @@ fn schema(shapes: &[u8], rows: &[Row<'_>]) -> Schema {
             .collect(),
     };
     let mut values = vec![Vec::new(); shapes.len()];
-    for row in rows {
-        let found = schema.values(row).unwrap_or_default();
-        for ((values, column), span) in values.iter_mut().zip(&schema.columns).zip(found) {
-            if let Some(span) = span
-                && matches!(column.shape.length, 2 | 4 | 8)
-            {
-                values.push(widened(&row.bytes[span]));
+    for row in rows.iter().filter(|row| schema.walk(row, |_, _| {})) {
+        schema.walk(row, |column, span| {
+            if matches!(schema.columns[column].shape.length, 2 | 4 | 8) {
+                values[column].push(widened(&row.bytes[span]));
             }
-        }
+        });
     }
     for (column, values) in schema.columns.iter_mut().zip(&values) {
         let length = column.shape.length;
@@ -173,8 +167,9 @@ fn best(
     modes: impl IntoIterator<Item = Mode>,
     length: usize,
 ) -> Option<(f32, Mode)> {
-    if values.is_empty() {
-        return None;
+    let first = values.first()?;
+    if values.iter().all(|value| value == first) {
+        return Some((bits(values, Mode::Plain, length), Mode::Plain));
     }
     // Numbers of which none has a whole one without its point are none with decimals.
     let few = &values[..values.len().min(8)];

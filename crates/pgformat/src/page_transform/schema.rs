@@ -204,7 +204,7 @@ pub(super) struct Presence {
 }
 
 impl Schema {
-    /// The runs of columns that a row has.
+    /// The runs of the columns that rows have.
     pub(super) fn runs(&self, presence: &Presence) -> impl Iterator<Item = Run> {
         let mut from = 0;
         std::iter::from_fn(move || {
@@ -220,12 +220,12 @@ impl Schema {
         let has = |columns: u64, column: usize| columns >> column & 1 == 1;
         let first = (from..self.columns.len()).find(|column| has(some, *column))?;
         let shape = self.columns[first].shape;
+        // Of nothing but the first value in the row it is known what it stands at a multiple of.
         let stands_at = if some.trailing_zeros() as usize == first {
             align
         } else {
             1
         };
-        // What its beginning is a multiple of.
         let aligned = stands_at.max(shape.align);
         let mut run = Run {
             columns: first..first + 1,
@@ -250,23 +250,23 @@ impl Schema {
         Some(run)
     }
 
-    /// Where in the row the value of each column lies, as far as it has one; `None`: the row is not one of this schema.
-    pub(super) fn values(&self, row: &Row<'_>) -> Option<Vec<Option<Range<usize>>>> {
+    /// Whether the row is one of this schema; tells `each` the number of every column that it has, and where in the row its value
+    /// lies, as far as it is one.
+    pub(super) fn walk(&self, row: &Row<'_>, mut each: impl FnMut(usize, Range<usize>)) -> bool {
         if row.columns > self.columns.len() {
-            return None;
+            return false;
         }
         let mut offset = 0;
-        let mut values = Vec::with_capacity(row.columns);
         for (number, column) in self.columns.iter().enumerate().take(row.columns) {
-            let mut value = None;
             if row.has(number) {
-                let found = span(column.shape, row.bytes, offset)?;
+                let Some(found) = span(column.shape, row.bytes, offset) else {
+                    return false;
+                };
                 offset = found.end;
-                value = Some(found);
+                each(number, found);
             }
-            values.push(value);
         }
-        (offset == row.bytes.len()).then_some(values)
+        offset == row.bytes.len()
     }
 
     /// Widths of the streams of its columns.
@@ -309,5 +309,66 @@ impl Schema {
             .collect::<Option<_>>()
             .ok_or(IMPOSSIBLE)?;
         Ok(Self { columns })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// First column, columns, alignment, bytes, and whether there can be padding before.
+    fn runs(shapes: &[u8], every: u64, some: u64) -> Vec<(usize, usize, usize, usize, bool)> {
+        let columns = shapes.iter().filter_map(|number| Column::new(*number));
+        let schema = Schema {
+            columns: columns.collect(),
+        };
+        let presence = Presence {
+            every,
+            some,
+            align: 8,
+        };
+        let run = |run: Run| {
+            let Range { start, end } = run.columns;
+            (start, end - start, run.align, run.length, run.padded)
+        };
+        schema.runs(&presence).map(run).collect()
+    }
+
+    #[test]
+    fn values_in_one_run_have_no_padding_between_them() {
+        const ALL: u64 = u64::MAX;
+        // Numbers of 4, 4, 8, 2, 1 and 4 bytes: before the last, there is padding of one.
+        assert_eq!(
+            runs(&[4, 4, 5, 3, 2, 4], ALL, ALL),
+            [(0, 5, 4, 19, false), (5, 1, 4, 4, true)]
+        );
+        // Behind a text, numbers of 4 and 8 bytes: where the first ends is not known to be a multiple of 8.
+        assert_eq!(
+            runs(&[0, 4, 5, 4], ALL, ALL),
+            [(0, 1, 4, 0, false), (1, 1, 4, 4, true), (2, 2, 8, 12, true)]
+        );
+        // A uuid stands anywhere, and so does what is behind it.
+        assert_eq!(
+            runs(&[0, 6, 2, 4], ALL, ALL),
+            [
+                (0, 1, 4, 0, false),
+                (1, 2, 1, 17, false),
+                (3, 1, 4, 4, true)
+            ]
+        );
+    }
+
+    #[test]
+    fn columns_that_only_some_rows_have_are_runs_by_themselves() {
+        assert_eq!(
+            runs(&[4, 4, 4, 4, 4], 0b1_1011, 0b1_1111),
+            [(0, 2, 4, 8, false), (2, 1, 4, 4, true), (3, 2, 4, 8, true)]
+        );
+        // Nobody has the first and the third.
+        assert_eq!(
+            runs(&[4, 5, 4, 4], 0b1010, 0b1010),
+            [(1, 1, 8, 8, false), (3, 1, 4, 4, true)]
+        );
+        assert_eq!(runs(&[4, 5], 0, 0), []);
     }
 }
