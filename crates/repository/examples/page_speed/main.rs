@@ -25,8 +25,8 @@ plain bytes; speeds are CPU time of one thread, the median of all rounds; \"time
   --rounds    default 5; in each the ways take turns on a few frames at a time
   --ways      the first is what the others are compared with
                 library:zstd:N  zstd's own level N
-                pages:zstd:N    the same behind the page transform, and nothing else
                 codec:C         leeward's codec: zstd, zstd:N, lz4, none
+                pages:C         the same behind the page transform, and nothing else
                 frame:C         all that a frame takes: the codec and the hashes of plain and stored bytes; with pages,
                                 pages+zstd:N and pages+lz4 pages taken apart, put together again and compared
               default library:zstd:3,library:zstd:1,library:zstd:9,pages:zstd:1,pages:zstd:3,frame:zstd:3,frame:pages";

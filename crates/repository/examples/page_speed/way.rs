@@ -26,14 +26,14 @@ enum Coder {
     /// zstd as its library does it.
     Library(zstd::bulk::Compressor<'static>),
     Codec(Compressor),
-    /// The page transform with zstd as its library does it behind, and nothing else.
+    /// The page transform with leeward's codec behind, and nothing else.
     Pages(Box<Pages>),
     Frame(Box<Frames>),
 }
 
 struct Pages {
     transform: PageTransform,
-    zstd: zstd::bulk::Compressor<'static>,
+    codec: Compressor,
     apart: Vec<u8>,
     choice: RelationChoice,
 }
@@ -57,7 +57,7 @@ pub struct Stored {
 enum How {
     Compressed(CompressionUsed),
     /// Bytes after the page transform.
-    Apart(usize),
+    Apart(usize, CompressionUsed),
     Frame(Box<(FrameEntry, Vec<FilePath>)>),
 }
 
@@ -67,7 +67,7 @@ impl Way {
             Some(("library", name)) => Coder::Library(library(name)?),
             Some(("pages", name)) => Coder::Pages(Box::new(Pages {
                 transform: PageTransform::new(),
-                zstd: library(name)?,
+                codec: Compressor::new(name.parse()?),
                 apart: Vec::new(),
                 choice: (None, None),
             })),
@@ -106,11 +106,10 @@ impl Way {
                         .take_apart(plain, &frame.blocks, known, &mut pages.apart);
                 if let Some(choice) = chosen {
                     pages.choice.1 = Some(choice);
-                    compress(&mut pages.zstd, &pages.apart, &mut stored.bytes)?;
-                    How::Apart(pages.apart.len())
+                    let used = pages.codec.compress(&pages.apart, &mut stored.bytes)?;
+                    How::Apart(pages.apart.len(), used)
                 } else {
-                    compress(&mut pages.zstd, plain, &mut stored.bytes)?;
-                    How::Compressed(CompressionUsed::Zstd)
+                    How::Compressed(pages.codec.compress(plain, &mut stored.bytes)?)
                 }
             }
             Coder::Codec(codec) => How::Compressed(codec.compress(plain, &mut stored.bytes)?),
@@ -149,14 +148,9 @@ impl Way {
             Some(How::Compressed(used)) => {
                 decompressor.decompress_into(&stored.bytes, *used, frame.plain.len(), plain)?;
             }
-            Some(How::Apart(length)) => {
+            Some(How::Apart(length, used)) => {
                 let apart = &mut self.apart;
-                decompressor.decompress_into(
-                    &stored.bytes,
-                    CompressionUsed::Zstd,
-                    *length,
-                    apart,
-                )?;
+                decompressor.decompress_into(&stored.bytes, *used, *length, apart)?;
                 self.transform.put_together(apart, &frame.blocks, plain)?;
             }
             Some(How::Frame(index)) => {
