@@ -1,5 +1,5 @@
-//! The page transform: pages taken apart into streams of bytes of equal meaning, which compress to a third less than the
-//! pages, and put together again, byte for byte.
+//! The page transform: pages taken apart into streams of bytes of equal meaning, and put together again, byte
+//! for byte. Of tables and indexes, streams compress to three fifths of what pages do.
 //!
 //! A compressor sees bytes; PostgreSQL's pages are tables. What can be foretold is left out (checksums, offsets, lengths,
 //! most of a tuple's header), numbers are written as differences and by byte planes, rows and keys in order. The layout

@@ -88,7 +88,7 @@ const BUFFER_BYTES: usize = 256 << 10;
 const READ_BYTES: u64 = 4 << 20;
 
 /// Compresses everything `plain` yields into a new object; durable when this returns. Memory: about 3 MiB.
-/// `level` is zstd's; 3 has parameters of its own.
+/// `level` is zstd's; 1 and 3 have parameters of their own.
 ///
 /// # Errors
 /// Those of the store and of `plain`; more than 1 GiB.
@@ -129,7 +129,7 @@ pub(crate) struct WalEncoder {
 }
 
 impl WalEncoder {
-    /// `level` is zstd's; 3 has parameters of its own.
+    /// `level` is zstd's; 1 and 3 have parameters of their own.
     pub(crate) fn new(level: i32) -> Self {
         Self {
             level,

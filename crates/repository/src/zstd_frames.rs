@@ -1,6 +1,7 @@
 //! zstd frames, one buffer each, with parameters for what PostgreSQL writes.
 //!
-//! The measurements are in `docs/decisions/0003-repository-format.md` and, for WAL, `0005-wal-archive.md`.
+//! The measurements are in `docs/decisions/0003-repository-format.md`, for WAL in `0005-wal-archive.md`, and for level 1 in
+//! `0007-page-transform.md`.
 
 use zstd::zstd_safe::{self, CCtx, CParameter, Strategy};
 

@@ -13,6 +13,7 @@ use crate::{PAGE_SIZE, u16_at, u32_at, u64_at};
 // The control byte of a tuple: where it points. 0: the next item of the same block as the tuple before;
 /// a block that lies up to 255 behind that of the tuple before;
 const NEAR: u8 = 1;
+/// any place;
 const GIVEN: u8 = 2;
 /// a list of places: the tuple ends in a posting list.
 const POSTING: u8 = 3;
@@ -90,13 +91,13 @@ impl Header {
     }
 }
 
-/// Where the tuple before points.
+/// Where the tuple before points, and those of the page at hand.
 pub(super) struct Places {
     block: u32,
     number: u16,
-    // Of the page at hand.
+    /// Of the tuples of the page at hand;
     pub headers: Vec<Header>,
-    /// The tuples with posting lists, counted from 0.
+    /// which of these have posting lists, counted from 0.
     lists: Vec<u16>,
 }
 
@@ -110,7 +111,8 @@ impl Places {
         }
     }
 
-    /// Whether there are headers as tuples with posting lists have them.
+    /// Whether there are headers as tuples with posting lists have them. All are looked at, since without a branch for each
+    /// the compiler makes vector code of it.
     pub(super) fn may_have_lists(&self) -> bool {
         let headers = self.headers.iter();
         headers.fold(false, |any, header| any | header.is_posting())

@@ -56,7 +56,7 @@ pub struct Stored {
 
 enum How {
     Compressed(CompressionUsed),
-    /// Bytes after the page transform.
+    /// Bytes after the page transform, and how these were compressed.
     Apart(usize, CompressionUsed),
     Frame(Box<(FrameEntry, Vec<FilePath>)>),
 }
