@@ -7,7 +7,8 @@ mod checksum;
 
 use std::fmt;
 
-pub use checksum::{page_checksum, page_checksums};
+pub use checksum::page_checksum;
+pub(crate) use checksum::page_checksums;
 
 use crate::{BlockNumber, Lsn, PAGE_SIZE, u16_at, u32_at};
 

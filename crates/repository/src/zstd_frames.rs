@@ -46,23 +46,16 @@ impl ZstdFrames {
         out.clear();
         out.reserve(zstd_safe::compress_bound(plain.len()));
         let (level, table_log) = (self.level, self.table_log);
-        let own = |table_log, match_length, step| {
-            Some(Own {
-                table_log,
-                match_length,
-                step,
-            })
-        };
         let context = if looks_random(plain) {
             // Step quickly, leave literals alone. It still finds the holes between rows and anything that comes twice.
-            context(&mut self.accelerated, level, own(table_log, 5, 2))
+            context(&mut self.accelerated, level, &one_table(table_log, 2))
         } else {
             let own = match level {
-                1 => own(13, 7, 0),
-                3 => own(table_log, 5, 0),
-                _ => None,
+                1 => vec![CParameter::HashLog(13)],
+                3 => one_table(table_log, 0),
+                _ => Vec::new(),
             };
-            context(&mut self.ordinary, level, own)
+            context(&mut self.ordinary, level, &own)
         };
         context
             .map_err(failed)?
@@ -72,21 +65,24 @@ impl ZstdFrames {
     }
 }
 
-/// Parameters instead of a level's.
-struct Own {
-    /// The power of two of places in the hash table.
-    table_log: u32,
-    /// Bytes from which on a match is one.
-    match_length: u32,
-    /// How quickly zstd steps where it finds nothing.
-    step: u32,
+/// One hash table of 2^`table_log` places, and matches of five bytes and more; `step`: how quickly zstd goes on where it finds
+/// nothing.
+fn one_table(table_log: u32, step: u32) -> Vec<CParameter> {
+    vec![
+        CParameter::WindowLog(20),
+        CParameter::HashLog(table_log),
+        CParameter::ChainLog(14),
+        CParameter::MinMatch(5),
+        CParameter::TargetLength(step),
+        CParameter::Strategy(Strategy::ZSTD_fast),
+    ]
 }
 
-/// The context, made when there is none yet: with the level's parameters, or with our own. They stay with it.
+/// The context, made when there is none yet, with the level's parameters but for our `own`. They stay with it.
 fn context<'a>(
     slot: &'a mut Option<CCtx<'static>>,
     level: i32,
-    own: Option<Own>,
+    own: &[CParameter],
 ) -> Result<&'a mut CCtx<'static>, &'static str> {
     if slot.is_none() {
         let mut parameters = vec![
@@ -95,16 +91,7 @@ fn context<'a>(
             CParameter::ChecksumFlag(false),
             CParameter::DictIdFlag(false),
         ];
-        if let Some(own) = own {
-            parameters.extend([
-                CParameter::WindowLog(20),
-                CParameter::HashLog(own.table_log),
-                CParameter::ChainLog(14),
-                CParameter::MinMatch(own.match_length),
-                CParameter::TargetLength(own.step),
-                CParameter::Strategy(Strategy::ZSTD_fast),
-            ]);
-        }
+        parameters.extend_from_slice(own);
         let mut context = CCtx::try_create().ok_or("out of memory")?;
         for parameter in parameters {
             context

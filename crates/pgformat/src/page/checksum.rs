@@ -72,8 +72,7 @@ pub fn page_checksum(page: &[u8], block: BlockNumber) -> u16 {
 }
 
 /// [`page_checksum`] of two pages, for two thirds of the time: each sum waits for its last multiplication most of it.
-#[must_use]
-pub fn page_checksums(pages: [&[u8; PAGE_SIZE]; 2], blocks: [BlockNumber; 2]) -> [u16; 2] {
+pub(crate) fn page_checksums(pages: [&[u8; PAGE_SIZE]; 2], blocks: [BlockNumber; 2]) -> [u16; 2] {
     let [one, two] = sums(pages);
     [checksum(one, blocks[0]), checksum(two, blocks[1])]
 }

@@ -196,7 +196,7 @@ fn walk(
 }
 
 /// Whether all items are of one length.
-pub(super) fn is_uniform(items: &[Item]) -> bool {
+fn is_uniform(items: &[Item]) -> bool {
     let first = items.first().map_or(0, |item| item.0);
     let differences = items.iter().fold(0, |all, item| all | (item.0 ^ first));
     Item(differences).length() == 0

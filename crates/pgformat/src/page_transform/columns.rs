@@ -1,21 +1,21 @@
 //! Values of columns, from the rows of a page into the columns' streams and back.
 
 use super::TransformDamage;
-use super::rows::Place;
+use super::rows::RowSpan;
 use super::schema::{Column, LONG, ON_DISK, Run, aligned, is_external, long_length, short_length};
 use super::streams::{Source, add_rows};
 use super::words::{Mode, decode_all, encode_all};
 use crate::{PAGE_SIZE, u64_at};
 
 const ENDS: TransformDamage = TransformDamage("the values of a column end too early");
-const LENGTH: TransformDamage = TransformDamage("a row is not as long as its values");
+pub(super) const LENGTH: TransformDamage = TransformDamage("a row is not as long as its values");
 
 /// Finds where the run begins in each row that has it, and goes behind it; `None`: a row ends before. Returns what was found in
 /// `padding`, which is told where each row stood and where the run begins.
 #[inline]
 fn find(
     run: &Run,
-    rows: &mut [Place],
+    rows: &mut [RowSpan],
     starts: &mut Vec<u16>,
     padding: impl Fn(usize, usize) -> u64,
 ) -> Option<u64> {
@@ -42,7 +42,7 @@ fn find(
 pub(super) fn put_run<'c>(
     run: &Run,
     columns: impl Iterator<Item = (&'c Column, &'c mut u64)>,
-    rows: &mut [Place],
+    rows: &mut [RowSpan],
     page: &[u8; PAGE_SIZE],
     starts: &mut Vec<u16>,
     mut streams: &mut [Vec<u8>],
@@ -136,7 +136,7 @@ const QUICK: usize = 32;
 /// Values with their headers: one byte, or four. `None`: there is another.
 fn put_varying(
     run: &Run,
-    rows: &mut [Place],
+    rows: &mut [RowSpan],
     page: &[u8; PAGE_SIZE],
     streams: &mut [Vec<u8>],
 ) -> Option<()> {
@@ -180,7 +180,7 @@ fn put_varying(
 pub(super) fn take_run<'c>(
     run: &Run,
     columns: impl Iterator<Item = (&'c Column, &'c mut u64)>,
-    rows: &mut [Place],
+    rows: &mut [RowSpan],
     page: &mut [u8; PAGE_SIZE],
     starts: &mut Vec<u16>,
     mut stream: usize,
@@ -251,7 +251,7 @@ fn take_bytes<const LENGTH: usize>(
 
 fn take_varying<'s>(
     run: &Run,
-    rows: &mut [Place],
+    rows: &mut [RowSpan],
     page: &mut [u8; PAGE_SIZE],
     [mut heads, mut bodies]: [&'s [u8]; 2],
 ) -> Result<[&'s [u8]; 2], TransformDamage> {

@@ -4,7 +4,7 @@
 
 use super::TransformDamage;
 use super::anatomy::Item;
-use super::rows::{Place, Rows};
+use super::rows::{RowSpan, Rows};
 use super::schema::{COLUMNS, Row};
 use super::streams::{Source, Stream, Streams};
 use super::words::{Class, widened};
@@ -111,7 +111,7 @@ pub(super) struct HeapTuples {
     /// What lies between these bytes and the row.
     bitmap: [u8; 256 - HEADER],
     /// What the header says of the row.
-    row: Place,
+    row: RowSpan,
 }
 
 impl HeapTuples {
@@ -119,7 +119,7 @@ impl HeapTuples {
         Self {
             header: Header::ZERO,
             bitmap: [0; _],
-            row: Place::NONE,
+            row: RowSpan::NONE,
         }
     }
 
@@ -309,13 +309,13 @@ impl HeapTuples {
 const SHORT: TransformDamage = TransformDamage("a heap tuple is shorter than its header");
 
 /// A row behind the tuple's header; where is still missing.
-fn row_behind(tuple: &[u8]) -> Place {
+fn row_behind(tuple: &[u8]) -> RowSpan {
     let (columns, present) = columns(tuple, usize::from(tuple[PREFIX]));
-    Place {
+    RowSpan {
         columns: columns.try_into().unwrap_or(u16::MAX),
         present,
         class: class(tuple),
-        ..Place::NONE
+        ..RowSpan::NONE
     }
 }
 
@@ -378,9 +378,4 @@ fn far(near: u8, before: u32) -> u32 {
 /// A block number as tuples have it (`BlockIdData`): two halves, the high one first.
 pub(super) fn block_at(bytes: &[u8], offset: usize) -> u32 {
     u32_at(bytes, offset).rotate_left(16)
-}
-
-/// The opposite of [`block_at`].
-pub(super) fn block_bytes(block: u32) -> [u8; 4] {
-    block.rotate_left(16).to_le_bytes()
 }

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::TransformDamage;
 use super::anatomy::{INDEX_HEADER, Item};
-use super::places::{Header, Places};
+use super::places::{Header, IMPOSSIBLE, Places};
 use super::streams::{Source, Stream, Streams};
 use super::words::{Class, Plan, Words};
 use crate::PAGE_SIZE;
@@ -25,10 +25,10 @@ pub(super) struct IndexTuples {
 
 /// Where a key lies on its page, and where behind its words the rest of it begins.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Key {
-    pub start: u16,
-    pub words_end: u16,
-    pub end: u16,
+struct Key {
+    start: u16,
+    words_end: u16,
+    end: u16,
 }
 
 impl IndexTuples {
@@ -199,8 +199,6 @@ fn take_key(
     page.copy_within(before.start..before.start + shared, key.start);
     Ok(key)
 }
-
-const IMPOSSIBLE: TransformDamage = TransformDamage("an index tuple is impossible");
 
 /// Where the keys begin.
 fn keys(tuples: &[Item]) -> impl ExactSizeIterator<Item = usize> + Clone {

@@ -6,8 +6,8 @@ use std::hint::select_unpredictable;
 
 use super::TransformDamage;
 use super::anatomy::{INDEX_HEADER, INDEX_SIZE, Item};
-use super::heap::{block_at, block_bytes};
-use super::streams::{Rows, Source, Stream, Streams, add_rows, shorten};
+use super::heap::block_at;
+use super::streams::{KeptRows, Source, Stream, Streams, add_rows, shorten};
 use crate::{PAGE_SIZE, u16_at, u32_at, u64_at};
 
 // The control byte of a tuple: where it points. 0: the next item of the same block as the tuple before;
@@ -34,7 +34,7 @@ const TID: usize = 6;
 const POSTING_FAR: u8 = 254;
 const POSTING_BLOCK: u8 = 255;
 
-const IMPOSSIBLE: TransformDamage = TransformDamage("an index tuple is impossible");
+pub(super) const IMPOSSIBLE: TransformDamage = TransformDamage("an index tuple is impossible");
 
 /// An index tuple's first eight bytes.
 #[derive(Debug, Clone, Copy, Default)]
@@ -147,8 +147,8 @@ impl Places {
     fn put_headers<const LISTS: bool>(&mut self, tuples: &[Item], streams: &mut Streams) {
         let [controls, near, given] =
             streams.several([Stream::IndexControl, Stream::TidNear, Stream::Tid]);
-        let mut near_rows = Rows::<3>::add(near, tuples.len());
-        let mut given_rows = Rows::<TID>::add(given, tuples.len());
+        let mut near_rows = KeptRows::<3>::add(near, tuples.len());
+        let mut given_rows = KeptRows::<TID>::add(given, tuples.len());
         let controls = add_rows(controls, tuples.len());
         self.lists.clear();
         self.lists.resize(if LISTS { tuples.len() } else { 0 }, 0);
@@ -321,4 +321,9 @@ fn take_list(list: &mut [u8], source: &mut Source<'_>) -> Result<(), TransformDa
         tid[4..].copy_from_slice(&source.row::<2>(Stream::PostingOffset)?);
     }
     Ok(())
+}
+
+/// The opposite of [`block_at`].
+fn block_bytes(block: u32) -> [u8; 4] {
+    block.rotate_left(16).to_le_bytes()
 }

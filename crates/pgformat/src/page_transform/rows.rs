@@ -2,7 +2,7 @@
 
 use super::TransformDamage;
 use super::anatomy::Item;
-use super::columns::{put_run, take_run};
+use super::columns::{LENGTH, put_run, take_run};
 use super::schema::{COLUMNS, Presence, Schema};
 use super::streams::{Source, Stream, Streams};
 use super::words::{Class, Plan, Words};
@@ -18,9 +18,9 @@ pub(super) struct Rows<'a> {
     relations: Vec<Relation<'a>>,
     /// The schema of the rows before.
     current: usize,
-    rows: Vec<Place>,
+    rows: Vec<RowSpan>,
     /// What is left of each row while it is written.
-    left: Vec<Place>,
+    left: Vec<RowSpan>,
     lengths: Vec<usize>,
     starts: Vec<u16>,
 }
@@ -35,7 +35,7 @@ struct Relation<'a> {
 
 /// Where the values of a row are on their page, or those of them that are left.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Place {
+pub(super) struct RowSpan {
     /// As in [`Row`](super::schema::Row).
     pub present: u64,
     pub columns: u16,
@@ -44,7 +44,7 @@ pub(super) struct Place {
     pub class: Class,
 }
 
-impl Place {
+impl RowSpan {
     pub(super) const NONE: Self = Self {
         present: 0,
         columns: 0,
@@ -103,7 +103,7 @@ impl<'a> Rows<'a> {
 
     /// Collects a row.
     #[inline]
-    pub(super) fn add(&mut self, row: Place) {
+    pub(super) fn add(&mut self, row: RowSpan) {
         self.rows.push(row);
     }
 
@@ -128,7 +128,7 @@ impl<'a> Rows<'a> {
     }
 
     /// Puts a row by itself.
-    fn put_row(&mut self, row: &Place, page: &[u8; PAGE_SIZE], streams: &mut Streams) {
+    fn put_row(&mut self, row: &RowSpan, page: &[u8; PAGE_SIZE], streams: &mut Streams) {
         let rows = std::slice::from_ref(row);
         let mut schemas = 0..self.relations.len();
         let schema = schemas.find(|schema| self.put_columns(*schema, rows, page, streams));
@@ -146,7 +146,7 @@ impl<'a> Rows<'a> {
     fn put_columns(
         &mut self,
         schema: usize,
-        rows: &[Place],
+        rows: &[RowSpan],
         page: &[u8; PAGE_SIZE],
         streams: &mut Streams,
     ) -> bool {
@@ -222,12 +222,11 @@ impl<'a> Rows<'a> {
     fn take_rows(
         &mut self,
         schema: usize,
-        rows: &mut [Place],
+        rows: &mut [RowSpan],
         page: &mut [u8; PAGE_SIZE],
         source: &mut Source<'_>,
     ) -> Result<(), TransformDamage> {
         const UNKNOWN: TransformDamage = TransformDamage("a row's schema is impossible");
-        const LENGTH: TransformDamage = TransformDamage("a row is not as long as its values");
         let relation = self.relations.get_mut(schema).ok_or(UNKNOWN)?;
         let presence = presence(rows, relation.schema).ok_or(UNKNOWN)?;
         for run in relation.schema.runs(&presence) {
@@ -246,7 +245,7 @@ impl<'a> Rows<'a> {
 }
 
 /// Which columns the rows have; `None`: one has more than the schema.
-fn presence(rows: &[Place], schema: &Schema) -> Option<Presence> {
+fn presence(rows: &[RowSpan], schema: &Schema) -> Option<Presence> {
     let (mut columns, mut starts) = (0, 8);
     let mut presence = Presence {
         every: u64::MAX,

@@ -187,12 +187,12 @@ pub(super) fn add_rows<const WIDTH: usize>(
 }
 
 /// Rows of which each stays only if it is needed: put without a branch, where the answer is hard to foresee.
-pub(super) struct Rows<'a, const WIDTH: usize> {
+pub(super) struct KeptRows<'a, const WIDTH: usize> {
     rows: &'a mut [[u8; WIDTH]],
     count: usize,
 }
 
-impl<'a, const WIDTH: usize> Rows<'a, WIDTH> {
+impl<'a, const WIDTH: usize> KeptRows<'a, WIDTH> {
     /// Room for so many at the end of a stream.
     pub(super) fn add(stream: &'a mut Vec<u8>, most: usize) -> Self {
         Self {
