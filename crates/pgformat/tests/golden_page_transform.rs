@@ -86,7 +86,7 @@ fn todays_transform_takes_them_apart_too() {
 
 /// Writes what is not there yet: of a new major version. What is there stays.
 #[test]
-#[ignore = "writes into the source tree"]
+#[ignore = "writes golden files; only for a new major version"]
 fn write_what_is_missing() {
     for major in MajorVersion::ALL {
         for frame in FRAMES {

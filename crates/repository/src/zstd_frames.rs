@@ -48,14 +48,13 @@ impl ZstdFrames {
         let (level, table_log) = (self.level, self.table_log);
         let context = if looks_random(plain) {
             // Step quickly, leave literals alone. It still finds the holes between rows and anything that comes twice.
-            context(&mut self.accelerated, level, &one_table(table_log, 2))
+            context(&mut self.accelerated, level, || one_table(table_log, 2))
         } else {
-            let own = match level {
+            context(&mut self.ordinary, level, || match level {
                 1 => vec![CParameter::HashLog(13)],
                 3 => one_table(table_log, 0),
                 _ => Vec::new(),
-            };
-            context(&mut self.ordinary, level, &own)
+            })
         };
         context
             .map_err(failed)?
@@ -82,7 +81,7 @@ fn one_table(table_log: u32, step: u32) -> Vec<CParameter> {
 fn context<'a>(
     slot: &'a mut Option<CCtx<'static>>,
     level: i32,
-    own: &[CParameter],
+    own: impl FnOnce() -> Vec<CParameter>,
 ) -> Result<&'a mut CCtx<'static>, &'static str> {
     if slot.is_none() {
         let mut parameters = vec![
@@ -91,7 +90,7 @@ fn context<'a>(
             CParameter::ChecksumFlag(false),
             CParameter::DictIdFlag(false),
         ];
-        parameters.extend_from_slice(own);
+        parameters.extend(own());
         let mut context = CCtx::try_create().ok_or("out of memory")?;
         for parameter in parameters {
             context

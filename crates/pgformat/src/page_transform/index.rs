@@ -18,17 +18,9 @@ const NULL_OR_VARIABLE: u16 = 0xC000;
 pub(super) struct IndexTuples {
     places: Places,
     words: Words,
-    // Of the page at hand.
-    keys: Vec<Key>,
+    // Of the page at hand: where keys lie that have all words of their plan, and tuples that have others.
+    keys: Vec<Range<u16>>,
     others: Vec<Item>,
-}
-
-/// Where a key lies on its page, and where behind its words the rest of it begins.
-#[derive(Debug, Clone, Copy)]
-struct Key {
-    start: u16,
-    words_end: u16,
-    end: u16,
 }
 
 impl IndexTuples {
@@ -52,21 +44,11 @@ impl IndexTuples {
         self.places.put(page, tuples, streams);
         let plan = &plans[Class::IndexFixed as usize];
         if self.is_simple(tuples, plan) {
-            self.words.put_all(plan, page, keys(tuples), streams);
-            for rest in rests(tuples, plan) {
-                streams.put(Stream::IndexRest, &page[rest]);
-            }
-            return;
+            return put_keys(&mut self.words, plan, page, keys(tuples), streams);
         }
         self.find_keys(page, tuples, plan);
-        let starts = self.keys.iter().map(|key| usize::from(key.start));
-        self.words.put_all(plan, page, starts, streams);
-        for key in self.keys.iter().filter(|key| key.words_end < key.end) {
-            streams.put(
-                Stream::IndexRest,
-                &page[usize::from(key.words_end)..usize::from(key.end)],
-            );
-        }
+        let keys = self.keys.iter().map(wide);
+        put_keys(&mut self.words, plan, page, keys, streams);
         let mut before: &[u8] = &[];
         for tuple in &self.others {
             let tuple = &page[tuple.start()..tuple.end()];
@@ -92,16 +74,11 @@ impl IndexTuples {
         let words = plan.modes().len() * 8;
         self.keys.clear();
         self.others.clear();
-        let key = |tuple: &Item, end: usize| Key {
-            start: (tuple.start() + INDEX_HEADER) as u16,
-            words_end: (tuple.start() + INDEX_HEADER + words) as u16,
-            end: end as u16,
-        };
         for tuple in tuples {
-            let (class, bytes) = self::key(&page[tuple.start()..tuple.end()]);
-            if class == Class::IndexFixed && bytes.len() >= words {
-                self.keys
-                    .push(key(tuple, tuple.start() + INDEX_HEADER + bytes.len()));
+            let (class, key) = key(&page[tuple.start()..tuple.end()]);
+            if class == Class::IndexFixed && key.len() >= words {
+                let start = tuple.offset() + INDEX_HEADER as u16;
+                self.keys.push(start..start + key.len() as u16);
             } else {
                 self.others.push(*tuple);
             }
@@ -119,26 +96,68 @@ impl IndexTuples {
         self.places.take(page, tuples, source)?;
         let plan = &plans[Class::IndexFixed as usize];
         if self.is_simple(tuples, plan) {
-            self.words.take_all(plan, page, keys(tuples), source)?;
-            for rest in rests(tuples, plan) {
-                let rest = &mut page[rest];
-                rest.copy_from_slice(source.bytes(Stream::IndexRest, rest.len())?);
-            }
-            return Ok(());
+            return take_keys(&mut self.words, plan, page, keys(tuples), source);
         }
         self.find_keys(page, tuples, plan);
-        let starts = self.keys.iter().map(|key| usize::from(key.start));
-        self.words.take_all(plan, page, starts, source)?;
-        for key in self.keys.iter().filter(|key| key.words_end < key.end) {
-            let rest = &mut page[usize::from(key.words_end)..usize::from(key.end)];
-            rest.copy_from_slice(source.bytes(Stream::IndexRest, rest.len())?);
-        }
+        let keys = self.keys.iter().map(wide);
+        take_keys(&mut self.words, plan, page, keys, source)?;
         let mut before = 0..0;
         for tuple in &self.others {
             before = take_key(&mut self.words, page, *tuple, before, plans, source)?;
         }
         Ok(())
     }
+}
+
+/// Where the keys of tuples lie that have no posting lists.
+fn keys(tuples: &[Item]) -> impl ExactSizeIterator<Item = Range<usize>> + Clone {
+    tuples
+        .iter()
+        .map(|tuple| tuple.start() + INDEX_HEADER..tuple.end())
+}
+
+fn wide(key: &Range<u16>) -> Range<usize> {
+    usize::from(key.start)..usize::from(key.end)
+}
+
+/// Keys that have all words of the plan: the words, then what is behind them.
+fn put_keys(
+    words: &mut Words,
+    plan: &Plan,
+    page: &[u8; PAGE_SIZE],
+    keys: impl ExactSizeIterator<Item = Range<usize>> + Clone,
+    streams: &mut Streams,
+) {
+    words.put_all(plan, page, keys.clone().map(|key| key.start), streams);
+    for rest in rests(keys, plan) {
+        streams.put(Stream::IndexRest, &page[rest]);
+    }
+}
+
+/// The opposite of [`put_keys`].
+fn take_keys(
+    words: &mut Words,
+    plan: &Plan,
+    page: &mut [u8; PAGE_SIZE],
+    keys: impl ExactSizeIterator<Item = Range<usize>> + Clone,
+    source: &mut Source<'_>,
+) -> Result<(), TransformDamage> {
+    words.take_all(plan, page, keys.clone().map(|key| key.start), source)?;
+    for rest in rests(keys, plan) {
+        let rest = &mut page[rest];
+        rest.copy_from_slice(source.bytes(Stream::IndexRest, rest.len())?);
+    }
+    Ok(())
+}
+
+/// What is behind the words of the plan, where there is something.
+fn rests(
+    keys: impl Iterator<Item = Range<usize>>,
+    plan: &Plan,
+) -> impl Iterator<Item = Range<usize>> {
+    let words = plan.modes().len() * 8;
+    keys.map(move |key| key.start + words..key.end)
+        .filter(|rest| !rest.is_empty())
 }
 
 /// The tuple's key; `before` is what the key before it on the page ends in, as this returned it.
@@ -200,22 +219,9 @@ fn take_key(
     Ok(key)
 }
 
-/// Where the keys begin.
-fn keys(tuples: &[Item]) -> impl ExactSizeIterator<Item = usize> + Clone {
-    tuples.iter().map(|tuple| tuple.start() + INDEX_HEADER)
-}
-
-/// What is behind the words of the plan.
-fn rests(tuples: &[Item], plan: &Plan) -> impl Iterator<Item = Range<usize>> {
-    let words_end = INDEX_HEADER + plan.modes().len() * 8;
-    let has_rest = move |tuple: &&Item| usize::from(tuple.length()) > words_end;
-    let rest = move |tuple: &Item| tuple.start() + words_end..tuple.end();
-    tuples.iter().filter(has_rest).map(rest)
-}
-
 /// An index tuple's key, and which words it has.
 pub(super) fn key(tuple: &[u8]) -> (Class, &[u8]) {
-    let header = Header::of(tuple, Item::new(0, 0, 0));
+    let header = Header::at(tuple, 0);
     let (start, _) = header.list();
     let end = if header.has_list(tuple.len() as u16) {
         start as usize

@@ -42,8 +42,8 @@ pub(super) struct Header(u64);
 
 impl Header {
     #[inline]
-    pub(super) fn of(page: &[u8], tuple: Item) -> Self {
-        Self(u64_at(page, tuple.start()))
+    pub(super) fn at(bytes: &[u8], start: usize) -> Self {
+        Self(u64_at(bytes, start))
     }
 
     /// One that points there, still without `t_info`.
@@ -121,7 +121,7 @@ impl Places {
     /// Puts where the tuples of a page point.
     pub(super) fn put(&mut self, page: &[u8; PAGE_SIZE], tuples: &[Item], streams: &mut Streams) {
         self.headers.clear();
-        let headers = tuples.iter().map(|tuple| Header::of(page, *tuple));
+        let headers = tuples.iter().map(|tuple| Header::at(page, tuple.start()));
         self.headers.extend(headers);
         if !self.may_have_lists() {
             return self.put_headers::<false>(tuples, streams);
