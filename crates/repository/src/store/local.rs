@@ -164,14 +164,6 @@ impl LocalStore {
     }
 }
 
-/// A version stands for a content, so comparing it needs no clock and no inode.
-fn version_of(content: &[u8]) -> ObjectVersion {
-    ObjectVersion {
-        e_tag: Some(blake3::hash(content).to_hex().to_string()),
-        version: None,
-    }
-}
-
 impl Store for LocalStore {
     fn location(&self) -> &RepositoryUrl {
         &self.location
@@ -246,7 +238,7 @@ impl Store for LocalStore {
     fn get_versioned(&self, key: &Key) -> Result<Option<(Bytes, ObjectVersion)>, StoreError> {
         match self.get(key) {
             Ok(content) => {
-                let version = version_of(&content);
+                let version = ObjectVersion::of_content(&content);
                 Ok(Some((content, version)))
             }
             Err(error) if error.is_not_found() => Ok(None),
@@ -272,7 +264,7 @@ impl Store for LocalStore {
         let mut temporary = self.temporary(&target)?;
         temporary.write(&content)?;
         temporary.place(&target, Placing::Replace)?;
-        Ok(version_of(&content))
+        Ok(ObjectVersion::of_content(&content))
     }
 
     fn upload(&self, key: &Key) -> Result<Box<dyn Upload>, StoreError> {

@@ -7,8 +7,8 @@ use leeward_repository::RepositoryError;
 use leeward_repository::wal_archive::{Gap, Stored, TimelineHoldings};
 use leeward_repository::wal_object::{WalFacts, write_wal_object};
 
-use crate::synthetic::{SYSTEM, segment};
 use crate::{key, local, mebibytes, on_each_store};
+use leeward_fixtures::{SYSTEM_IDENTIFIER, segment};
 
 const HISTORY: &[u8] = b"1\t0/7000110\tno recovery target specified\n";
 const BACKUP: &str = "000000010000000000000004.00000028.backup";
@@ -27,12 +27,12 @@ fn history_files_come_back() {
         assert_eq!(archive.read_file("00000002.history").expect("read"), None);
 
         let stored = archive
-            .store_file("00000002.history", SYSTEM, HISTORY)
+            .store_file("00000002.history", SYSTEM_IDENTIFIER, HISTORY)
             .expect("stored");
         assert!(stored.is_new());
         assert_eq!(
             archive
-                .store_file("00000002.history", SYSTEM, HISTORY)
+                .store_file("00000002.history", SYSTEM_IDENTIFIER, HISTORY)
                 .expect("stored"),
             Stored::Same(stored.info().clone())
         );
@@ -49,7 +49,7 @@ fn history_files_come_back() {
         // Two standbys were promoted, and took the same number.
         let other = b"1\t0/7000500\tno recovery target specified\n";
         let error = archive
-            .store_file("00000002.history", SYSTEM, other)
+            .store_file("00000002.history", SYSTEM_IDENTIFIER, other)
             .expect_err("refused");
         let RepositoryError::WalConflict { object, .. } = &error else {
             panic!("{error}");
@@ -64,7 +64,7 @@ fn history_files_come_back() {
         );
 
         archive
-            .store_file(BACKUP, SYSTEM, BACKUP_FILE)
+            .store_file(BACKUP, SYSTEM_IDENTIFIER, BACKUP_FILE)
             .expect("stored");
         assert_eq!(
             archive.read_file(BACKUP).expect("read").as_deref(),
@@ -88,7 +88,7 @@ fn other_files_are_refused() {
     ] {
         let error = place
             .archive
-            .store_file(name, SYSTEM, content)
+            .store_file(name, SYSTEM_IDENTIFIER, content)
             .expect_err("refused");
         assert!(
             matches!(error, RepositoryError::WalRefused { .. }),
@@ -103,7 +103,7 @@ fn other_files_are_refused() {
 fn a_file_that_is_too_long_is_not_read_into_memory() {
     let (_folder, place) = local();
     let facts = WalFacts {
-        system_identifier: SYSTEM,
+        system_identifier: SYSTEM_IDENTIFIER,
         timeline: TimelineId(2),
     };
     write_wal_object(
@@ -182,14 +182,20 @@ fn one_listing_tells_everything_and_ignores_strangers() {
         for number in [5, 6, 8] {
             let wal = segment(size, number, number);
             archive
-                .store_segment(wal.segment(), size, SYSTEM, &mut &wal.bytes[..], 1)
+                .store_segment(
+                    wal.segment(),
+                    size,
+                    SYSTEM_IDENTIFIER,
+                    &mut &wal.bytes[..],
+                    1,
+                )
                 .expect("stored");
         }
         archive
-            .store_file("00000002.history", SYSTEM, HISTORY)
+            .store_file("00000002.history", SYSTEM_IDENTIFIER, HISTORY)
             .expect("stored");
         archive
-            .store_file(BACKUP, SYSTEM, BACKUP_FILE)
+            .store_file(BACKUP, SYSTEM_IDENTIFIER, BACKUP_FILE)
             .expect("stored");
         for stranger in [
             "main/wal/00000001/README",

@@ -7,8 +7,8 @@ use leeward_pgformat::{Lsn, TimelineId, TimestampTz, WalSegmentName};
 use leeward_repository::store::local::LocalStore;
 use leeward_repository::wal_archive::{Gap, Piece};
 
-use crate::synthetic::{SYSTEM, Wal};
 use crate::{Place, mebibytes};
+use leeward_fixtures::{SYSTEM_IDENTIFIER, Wal};
 
 const TIMELINE: TimelineId = TimelineId(2);
 const HISTORY: &[u8] = b"1\t0/200110\tno recovery target specified\n";
@@ -54,7 +54,7 @@ fn write() {
     let (archive, wal) = (place().archive, wal());
     let (whole, begun) = wal.bytes.split_at(1 << 20);
     archive
-        .store_segment(name(3), wal.size, SYSTEM, &mut &whole[..], 3)
+        .store_segment(name(3), wal.size, SYSTEM_IDENTIFIER, &mut &whole[..], 3)
         .expect("stored");
     let piece = Piece {
         timeline: TIMELINE,
@@ -62,11 +62,11 @@ fn write() {
         bytes: begun,
         contents: &Default::default(),
         segment_size: wal.size,
-        system_identifier: SYSTEM,
+        system_identifier: SYSTEM_IDENTIFIER,
     };
     archive.store_piece(&piece, 3).expect("stored");
     archive
-        .store_file("00000002.history", SYSTEM, HISTORY)
+        .store_file("00000002.history", SYSTEM_IDENTIFIER, HISTORY)
         .expect("stored");
     archive.record_gap(&gap()).expect("recorded");
 }
@@ -87,7 +87,7 @@ fn format_1_is_read() {
         .read_segment(name(3), wal.size, &mut bytes)
         .expect("read")
         .expect("there");
-    assert_eq!(info.facts.system_identifier, SYSTEM);
+    assert_eq!(info.facts.system_identifier, SYSTEM_IDENTIFIER);
     assert!(bytes == whole);
     let contents = archive.contents(name(3), wal.size, None);
     let contents = contents.expect("read").expect("there");

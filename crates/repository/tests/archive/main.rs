@@ -6,6 +6,7 @@ use std::time::Duration;
 use leeward_pgformat::WalSegmentSize;
 use leeward_repository::catalog::{Cluster, Repository};
 use leeward_repository::store::local::LocalStore;
+use leeward_repository::store::memory::MemoryStore;
 use leeward_repository::store::{self, Key, Secret, Store, StoreOptions, list_all};
 use leeward_repository::url::RepositoryUrl;
 use leeward_repository::wal_archive::WalArchive;
@@ -18,7 +19,6 @@ mod partial;
 mod pieces;
 mod refused;
 mod segments;
-mod synthetic;
 
 /// An archive, and the store below it.
 struct Place {
@@ -97,8 +97,9 @@ fn open(server: &S3Server, endpoint: String) -> Place {
     Place::new(store::open(&url, &options).expect("opened"))
 }
 
-/// The same on an empty directory and an empty bucket.
+/// The same in memory, on an empty directory and an empty bucket.
 fn on_each_store(check: impl Fn(&Place)) {
+    check(&Place::new(Arc::new(MemoryStore::bucket())));
     let (_folder, place) = local();
     check(&place);
     let (_server, _proxy, place) = bucket();

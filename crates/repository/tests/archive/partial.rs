@@ -4,13 +4,17 @@ use leeward_pgformat::{Lsn, TimelineId, WalScanner, WalSegmentSize};
 use leeward_repository::RepositoryError;
 use leeward_repository::wal_archive::{Piece, StoredPartial};
 
-use crate::synthetic::{SYSTEM, Wal, segment};
 use crate::{Place, local, mebibytes, on_each_store};
+use leeward_fixtures::{SYSTEM_IDENTIFIER, Wal, segment};
 
 fn store(place: &Place, wal: &Wal, bytes: &[u8]) -> Result<StoredPartial, RepositoryError> {
-    place
-        .archive
-        .store_partial(wal.segment(), wal.size, SYSTEM, &mut &bytes[..], 1)
+    place.archive.store_partial(
+        wal.segment(),
+        wal.size,
+        SYSTEM_IDENTIFIER,
+        &mut &bytes[..],
+        1,
+    )
 }
 
 /// A segment in which WAL ends somewhere behind `length` bytes, with a commit after each 70 kB: the WAL alone, and the file,
@@ -47,7 +51,7 @@ fn piece(place: &Place, wal: &Wal, begin: u64, bytes: &[u8]) {
         bytes,
         contents: &contents,
         segment_size: wal.size,
-        system_identifier: SYSTEM,
+        system_identifier: SYSTEM_IDENTIFIER,
     };
     place.archive.store_piece(&piece, 1).expect("stored");
 }
@@ -140,7 +144,13 @@ fn the_whole_segment_may_be_there() {
     wal.fill_segment(1_000);
     place
         .archive
-        .store_segment(wal.segment(), wal.size, SYSTEM, &mut &wal.bytes[..], 1)
+        .store_segment(
+            wal.segment(),
+            wal.size,
+            SYSTEM_IDENTIFIER,
+            &mut &wal.bytes[..],
+            1,
+        )
         .expect("stored");
     let stored = store(&place, &wal, &file).expect("stored");
     assert_eq!((stored.end, stored.new_bytes), (end, 0));

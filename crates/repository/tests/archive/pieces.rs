@@ -10,8 +10,8 @@ use leeward_repository::RepositoryError;
 use leeward_repository::wal_archive::{PIECE_BYTES_LIMIT, Piece, Stored};
 use leeward_tests::faults::Fault;
 
-use crate::synthetic::{SYSTEM, Wal, segment};
 use crate::{Place, bucket, local, mebibytes, on_each_store, open};
+use leeward_fixtures::{SYSTEM_IDENTIFIER, Wal, segment};
 
 fn store(place: &Place, wal: &Wal, range: Range<usize>) -> Result<Stored, RepositoryError> {
     let contents = WalContents {
@@ -26,7 +26,7 @@ fn store(place: &Place, wal: &Wal, range: Range<usize>) -> Result<Stored, Reposi
             bytes: &wal.bytes[range],
             contents: &contents,
             segment_size: wal.size,
-            system_identifier: SYSTEM,
+            system_identifier: SYSTEM_IDENTIFIER,
         },
         1,
     )
@@ -232,7 +232,7 @@ fn ranges_that_no_piece_may_have() {
         bytes: &long,
         contents: &contents,
         segment_size: mebibytes(64),
-        system_identifier: SYSTEM,
+        system_identifier: SYSTEM_IDENTIFIER,
     };
     place.archive.store_piece(&piece, 1).expect_err("too long");
     piece.bytes = &wal.bytes[..8192];
@@ -271,7 +271,13 @@ fn pieces_go_only_when_the_segment_is_whole() {
 
         place
             .archive
-            .store_segment(wal.segment(), wal.size, SYSTEM, &mut &wal.bytes[..], 1)
+            .store_segment(
+                wal.segment(),
+                wal.size,
+                SYSTEM_IDENTIFIER,
+                &mut &wal.bytes[..],
+                1,
+            )
             .expect("stored");
         for expected in [20, 0] {
             let deleted = place
@@ -306,7 +312,13 @@ fn a_segment_may_become_whole_while_its_pieces_are_read() {
     let whole = |receiver: &Place, wal: &Wal| {
         receiver
             .archive
-            .store_segment(wal.segment(), wal.size, SYSTEM, &mut &wal.bytes[..], 1)
+            .store_segment(
+                wal.segment(),
+                wal.size,
+                SYSTEM_IDENTIFIER,
+                &mut &wal.bytes[..],
+                1,
+            )
             .expect("stored");
     };
     // It becomes whole before the pieces are listed, before the third of them is read, and when the first is gone

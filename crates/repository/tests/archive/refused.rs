@@ -3,8 +3,8 @@
 use leeward_pgformat::{Lsn, SystemIdentifier, TimelineId, WalSegmentName};
 use leeward_repository::RepositoryError;
 
-use crate::synthetic::{SYSTEM, Wal, segment};
 use crate::{Place, local, mebibytes};
+use leeward_fixtures::{SYSTEM_IDENTIFIER, Wal, segment};
 
 fn refuse(
     place: &Place,
@@ -44,7 +44,7 @@ fn another_segments_bytes() {
     };
 
     check(
-        refuse(&place, name.next(), SYSTEM, &wal.bytes),
+        refuse(&place, name.next(), SYSTEM_IDENTIFIER, &wal.bytes),
         "it begins at LSN",
     );
     check(
@@ -55,11 +55,16 @@ fn another_segments_bytes() {
     newer.timeline = TimelineId(3);
     newer.fill_segment(1000);
     check(
-        refuse(&place, of_timeline(2), SYSTEM, &newer.bytes),
+        refuse(&place, of_timeline(2), SYSTEM_IDENTIFIER, &newer.bytes),
         "timeline 3",
     );
     check(
-        refuse(&place, name, SYSTEM, &segment(mebibytes(2), 7, 1).bytes),
+        refuse(
+            &place,
+            name,
+            SYSTEM_IDENTIFIER,
+            &segment(mebibytes(2), 7, 1).bytes,
+        ),
         "WAL segments of 2MB",
     );
 
@@ -70,7 +75,13 @@ fn another_segments_bytes() {
     begun.fill_segment(1000);
     place
         .archive
-        .store_segment(of_timeline(2), size, SYSTEM, &mut &begun.bytes[..], 1)
+        .store_segment(
+            of_timeline(2),
+            size,
+            SYSTEM_IDENTIFIER,
+            &mut &begun.bytes[..],
+            1,
+        )
         .expect("stored");
 }
 
@@ -90,7 +101,7 @@ fn another_length() {
         (&vec![0; 1 << 20], "all zeros"),
         (&vec![7; 1 << 20], "magic number"),
     ] {
-        check(refuse(&place, name, SYSTEM, bytes), says);
+        check(refuse(&place, name, SYSTEM_IDENTIFIER, bytes), says);
     }
 }
 
@@ -108,7 +119,7 @@ fn damaged_records() {
         // Inside the record's body, not in a page header.
         let place_of_flip = ((record - wal.start) as usize + 50).min(bytes.len() - 10);
         bytes[place_of_flip] ^= 0x10;
-        let error = refuse(&place, wal.segment(), SYSTEM, &bytes);
+        let error = refuse(&place, wal.segment(), SYSTEM_IDENTIFIER, &bytes);
         let RepositoryError::WalDamaged { lsn, .. } = &error else {
             panic!("{error}");
         };
@@ -136,7 +147,7 @@ fn a_segment_that_is_not_full() {
     let mut recycled = segment(size, 3, 9).bytes;
     recycled[..wal.bytes.len()].copy_from_slice(&wal.bytes);
     for bytes in [zeros, recycled] {
-        let error = refuse(&place, name, SYSTEM, &bytes);
+        let error = refuse(&place, name, SYSTEM_IDENTIFIER, &bytes);
         let RepositoryError::WalUnfinished { end: found, .. } = &error else {
             panic!("{error}");
         };

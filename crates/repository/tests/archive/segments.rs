@@ -9,13 +9,17 @@ use leeward_repository::hash::Hash;
 use leeward_repository::wal_archive::{Segments, Stored};
 use leeward_tests::faults::Fault;
 
-use crate::synthetic::{SYSTEM, Wal, segment};
 use crate::{Place, bucket, local, mebibytes, on_each_store};
+use leeward_fixtures::{SYSTEM_IDENTIFIER, Wal, segment};
 
 fn store(place: &Place, wal: &Wal, level: i32) -> Result<Stored, RepositoryError> {
-    place
-        .archive
-        .store_segment(wal.segment(), wal.size, SYSTEM, &mut &wal.bytes[..], level)
+    place.archive.store_segment(
+        wal.segment(),
+        wal.size,
+        SYSTEM_IDENTIFIER,
+        &mut &wal.bytes[..],
+        level,
+    )
 }
 
 fn read(place: &Place, name: WalSegmentName, size: WalSegmentSize) -> Option<Vec<u8>> {
@@ -132,7 +136,7 @@ fn a_record_may_be_longer_than_segments() {
             };
             let stored = place
                 .archive
-                .store_segment(name, size, SYSTEM, &mut &part[..], 1)
+                .store_segment(name, size, SYSTEM_IDENTIFIER, &mut &part[..], 1)
                 .expect("stored");
             let contents = stored.info().contents.clone().expect("told");
             assert_eq!(contents.commits, u64::from(at == 3));

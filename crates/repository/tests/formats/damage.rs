@@ -16,9 +16,9 @@ use leeward_repository::wal_object::{
 };
 
 use crate::kit::{
-    Place, ScannedWal, key, noise, rows, summary, write_pages_pack, write_small_manifest,
-    write_small_pack,
+    Place, ScannedWal, key, summary, write_pages_pack, write_small_manifest, write_small_pack,
 };
+use leeward_fixtures::{noise, rows};
 
 /// Flips each bit of an object in turn and expects `check` to find something that names the object.
 fn flip_every_bit(place: &Place, key: &Key, check: &dyn Fn() -> Result<(), RepositoryError>) {

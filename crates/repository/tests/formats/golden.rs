@@ -19,9 +19,10 @@ use leeward_repository::wal_object::{
 };
 
 use crate::kit::{
-    ScannedWal, file, noise, rows, small_records, small_wal, summary, wal_contents,
-    write_small_manifest, write_small_pack,
+    ScannedWal, file, small_records, small_wal, summary, wal_contents, write_small_manifest,
+    write_small_pack,
 };
+use leeward_fixtures::{noise, rows};
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/format-1")

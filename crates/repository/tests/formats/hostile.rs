@@ -15,7 +15,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::kit::{Place, key, noise, write_small_manifest, write_small_pack};
+use crate::kit::{Place, key, write_small_manifest, write_small_pack};
+use leeward_fixtures::noise;
 
 /// Fields of a trailer that a test wants to choose.
 #[derive(Clone, Copy)]

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use leeward_pgformat::page::page_checksum;
+use leeward_fixtures::{heap_pages, noise, rows};
 use leeward_pgformat::{
     BlockNumber, Lsn, RestorePoint, SystemIdentifier, TimelineId, TimestampTz, WalContents,
 };
@@ -67,35 +67,6 @@ pub fn key(text: &str) -> Key {
     Key::new(text).expect("a key")
 }
 
-/// Bytes that look like nothing, the same every time.
-pub fn noise(length: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(2).wrapping_add(0x9E37_79B9_7F4A_7C15);
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
-}
-
-/// Bytes that compress, the same every time.
-pub fn rows(length: usize) -> Vec<u8> {
-    let mut text = String::new();
-    let mut row = 0;
-    while text.len() < length {
-        text.push_str(&format!(
-            "row {row} of a table with much the same in every row|"
-        ));
-        row += 1;
-    }
-    let mut bytes = text.into_bytes();
-    bytes.truncate(length);
-    bytes
-}
-
 pub fn file(path: &str) -> FilePath {
     FilePath::in_data_directory(path)
 }
@@ -133,46 +104,6 @@ pub fn frame(compression: FrameCompression, plain: &[u8], blocks: &[u32]) -> Enc
     FrameEncoder::new(compression)
         .encode(plain, &blocks, &mut None)
         .expect("a frame")
-}
-
-/// Pages of a table as a server writes them, one for each block: 100 rows of an id, a number and a word, with their
-/// headers, line pointers and checksums (`storage/bufpage.h`, `access/htup_details.h`).
-pub fn heap_pages(blocks: &[u32]) -> Vec<u8> {
-    let mut pages = Vec::with_capacity(blocks.len() * 8192);
-    for block in blocks {
-        let mut page = [0; 8192];
-        let mut upper = 8192;
-        for item in 1..=100_u16 {
-            let id = u64::from(*block) * 100 + u64::from(item);
-            let word = format!("{:x}", Hash::of(&id.to_le_bytes()).0[0]);
-            let length = 24 + 16 + 1 + word.len();
-            upper -= length.next_multiple_of(8);
-            let row = &mut page[upper..upper + length];
-            row[0..4].copy_from_slice(&(700 + id as u32 / 1_000).to_le_bytes()); // t_xmin
-            row[12..14].copy_from_slice(&((block >> 16) as u16).to_le_bytes()); // t_ctid
-            row[14..16].copy_from_slice(&(*block as u16).to_le_bytes());
-            row[16..18].copy_from_slice(&item.to_le_bytes());
-            row[18..20].copy_from_slice(&3_u16.to_le_bytes()); // t_infomask2: columns
-            row[20..22].copy_from_slice(&0x0902_u16.to_le_bytes()); // t_infomask
-            row[22] = 24; // t_hoff
-            row[24..32].copy_from_slice(&id.to_le_bytes());
-            row[32..40].copy_from_slice(&(id * id).to_le_bytes());
-            row[40] = (word.len() as u8 + 1) << 1 | 1; // a short varlena
-            row[41..].copy_from_slice(word.as_bytes());
-            let pointer = upper as u32 | 1 << 15 | (length as u32) << 17;
-            let at = 20 + 4 * usize::from(item);
-            page[at..at + 4].copy_from_slice(&pointer.to_le_bytes());
-        }
-        page[4..8].copy_from_slice(&(0x0200_0028 + block * 56).to_le_bytes()); // pd_lsn
-        page[12..14].copy_from_slice(&424_u16.to_le_bytes()); // pd_lower
-        page[14..16].copy_from_slice(&(upper as u16).to_le_bytes());
-        page[16..18].copy_from_slice(&8192_u16.to_le_bytes()); // pd_special
-        page[18..20].copy_from_slice(&0x2004_u16.to_le_bytes()); // pd_pagesize_version
-        let checksum = page_checksum(&page, BlockNumber(*block));
-        page[8..10].copy_from_slice(&checksum.to_le_bytes());
-        pages.extend_from_slice(&page);
-    }
-    pages
 }
 
 /// A pack of two frames of pages taken apart: a stretch of one relation, and pages of two.

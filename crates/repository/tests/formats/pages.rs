@@ -13,7 +13,8 @@ use leeward_repository::pack::{PackIndex, PackWriter};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::kit::{Place, file, frame, heap_pages, key, noise, plain_frame, rows};
+use crate::kit::{Place, file, frame, key, plain_frame};
+use leeward_fixtures::{heap_pages, noise, rows};
 
 const SETTINGS: [&str; 8] = [
     "pages",

@@ -10,7 +10,8 @@ use leeward_repository::pack::{PackIndex, PackWriter};
 use leeward_repository::store::local::LocalStore;
 use leeward_repository::store::{Key, Store};
 
-use crate::kit::{Place, file, frame, heap_pages, key, noise, plain_frame, write_pages_pack};
+use crate::kit::{Place, file, frame, key, plain_frame, write_pages_pack};
+use leeward_fixtures::{heap_pages, noise};
 
 fn read_frame(pack: &Path, number: Option<usize>) -> Output {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../scripts/read-frame");

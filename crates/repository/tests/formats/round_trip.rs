@@ -24,9 +24,10 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use crate::kit::{
-    Place, ScannedWal, file, key, noise, plain_frame, rows, small_records, small_wal, wal_contents,
+    Place, ScannedWal, file, key, plain_frame, small_records, small_wal, wal_contents,
     write_small_manifest,
 };
+use leeward_fixtures::{noise, rows};
 
 fn compressions() -> impl Strategy<Value = Compression> {
     prop_oneof![

@@ -1,0 +1,4 @@
+//! Commands over a repository in memory: what they bring, and what becomes of them when something fails.
+
+mod round_trip;
+mod world;

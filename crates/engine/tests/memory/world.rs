@@ -1,0 +1,179 @@
+//! A repository in memory with a backup and archived WAL, and the commands that use it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use leeward_engine::error::Result;
+use leeward_engine::export::{ExportOutcome, ExportTo, export};
+use leeward_engine::restore::{
+    Aim, Recovery, RestoreOptions, RestoreOutcome, TargetAction, TimelineWish, restore,
+};
+use leeward_engine::wal::{GetMeans, GetOptions, GetOutcome, PushOptions, PushOutcome, get, push};
+use leeward_fixtures::{Backup, SYSTEM_IDENTIFIER, Server, Wal, archive, first_record};
+use leeward_pgformat::{TimelineId, WalSegmentSize};
+use leeward_repository::catalog::{Cluster, Repository};
+use leeward_repository::store::Store;
+use leeward_repository::store::memory::MemoryStore;
+
+pub const CLUSTER: &str = "main";
+pub const BACKUP: &str = "20261122T023000Z-k7q2";
+
+/// A repository with one backup and the WAL around it.
+pub struct World {
+    pub memory: MemoryStore,
+    pub store: Arc<dyn Store>,
+    pub cluster: Cluster,
+    pub wal: Wal,
+    pub backup: Backup,
+    /// For what commands write.
+    pub folder: tempfile::TempDir,
+}
+
+impl World {
+    /// Makes the repository. WAL has five segments of 1 MiB; the backup takes from the first to the third.
+    pub fn new() -> World {
+        let memory = MemoryStore::bucket();
+        let store: Arc<dyn Store> = Arc::new(memory.clone());
+        let cluster = Repository::open_or_create(Arc::clone(&store))
+            .and_then(|repository| repository.cluster(CLUSTER))
+            .expect("a cluster");
+        cluster
+            .claim(SYSTEM_IDENTIFIER, TimelineId(1))
+            .expect("claimed");
+        let wal = wal(1, 5);
+        let stop = wal.start + 2 * wal.size.bytes() + 4 * 8192;
+        let backup = Backup::new(BACKUP, first_record(&wal)..stop);
+        backup.store(&cluster, &wal);
+        archive(&cluster, &wal);
+        memory.clear_operations();
+        World {
+            memory,
+            store,
+            cluster,
+            wal,
+            backup,
+            folder: tempfile::tempdir().expect("a directory"),
+        }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn restore(&self, to: &str) -> Result<RestoreOutcome> {
+        let options = RestoreOptions {
+            cluster: None,
+            backup: None,
+            recovery: Recovery {
+                aim: Aim::End,
+                inclusive: true,
+                timeline: TimelineWish::Latest,
+                action: TargetAction::Promote,
+                standby: None,
+                restore_command: "leeward wal get".to_owned(),
+            },
+            to: self.path(to),
+            tablespaces: Vec::new(),
+            threads: Some(2),
+        };
+        restore(&self.store, &options, &|_| {})
+    }
+
+    pub fn export(&self, to: &str) -> Result<ExportOutcome> {
+        let to = ExportTo::Directory(self.path(to));
+        export(&self.store, None, "latest", &to, io::sink(), &|_| {})
+    }
+
+    pub fn export_stream(&self, stream: impl io::Write) -> Result<ExportOutcome> {
+        export(
+            &self.store,
+            None,
+            "latest",
+            &ExportTo::Stream,
+            stream,
+            &|_| {},
+        )
+    }
+
+    /// A server without WAL of its own, in the directory `name`.
+    pub fn server(&self, name: &str) -> Server {
+        Server::create(&self.path(name), self.wal.size)
+    }
+
+    pub fn push(&self, path: &Path) -> Result<PushOutcome> {
+        let options = PushOptions {
+            repository: self.store.location().clone(),
+            cluster: CLUSTER.to_owned(),
+            path: path.to_owned(),
+            level: 1,
+        };
+        push(&|| Ok(Arc::clone(&self.store)), &options, &|_| {})
+    }
+
+    pub fn get(&self, server: &Server, name: &str) -> Result<GetOutcome> {
+        let options = GetOptions {
+            repository: self.store.location().clone(),
+            cluster: CLUSTER.to_owned(),
+            name: name.to_owned(),
+            path: server.data.join("pg_wal/RECOVERYXLOG"),
+            prefetch: false,
+            hole_is_known: false,
+        };
+        let means = GetMeans {
+            open: &|| Ok(Arc::clone(&self.store)),
+            start: &|_| Ok(()),
+        };
+        get(means, &options)
+    }
+}
+
+/// WAL of `segments` whole segments from number 2 on, different for each seed.
+pub fn wal(seed: u64, segments: u64) -> Wal {
+    let size = WalSegmentSize::new(1 << 20).expect("a size");
+    let mut wal = Wal::new(size, 2, seed);
+    for number in 0..segments {
+        wal.filler(5_000);
+        wal.commit(700 + number as u32, 1_000_000 * (number as i64 + 1));
+        wal.fill_segment(30_000);
+    }
+    wal
+}
+
+/// The regular files below a directory, by their path.
+pub fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let name = |path: &Path| {
+            let name = path.strip_prefix(folder).expect("inside");
+            name.display().to_string()
+        };
+        if path.is_dir() {
+            for (inside, bytes) in files(&path) {
+                found.insert(format!("{}/{inside}", name(&path)), bytes);
+            }
+        } else {
+            found.insert(name(&path), fs::read(&path).expect("a file"));
+        }
+    }
+    found
+}
+
+/// The regular files in a compressed tar archive, by their path.
+pub fn files_in_archive(archive: impl Read) -> BTreeMap<String, Vec<u8>> {
+    let archive = zstd::Decoder::new(archive).expect("an archive");
+    let mut found = BTreeMap::new();
+    for entry in tar::Archive::new(archive).entries().expect("an archive") {
+        let mut entry = entry.expect("an entry");
+        if entry.header().entry_type().is_file() {
+            let mut bytes = Vec::new();
+            entry.read_to_end(&mut bytes).expect("its bytes");
+            let path = entry.path().expect("its path").display().to_string();
+            found.insert(path, bytes);
+        }
+    }
+    found
+}
