@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`target`] | which server: connection string, `PG*`, service, or the data directory's `postmaster.pid` |
 //! | [`connection`] | one session by libpq: query, deadline, cancel |
+//! | [`server_user`] | the user that a server runs as, and acting with its rights |
 //! | [`server_facts`] | what a backup has to know about a server, and what is missing, with the statement that grants it |
 //! | [`backup_session`] | slot, `pg_backup_start`, position, `pg_backup_stop`: one session for a whole backup |
 //! | [`replication`] | WAL as it is written, from a walsender |
@@ -29,6 +30,7 @@ mod opening;
 pub mod postmaster_pid;
 pub mod replication;
 pub mod server_facts;
+pub mod server_user;
 pub mod target;
 pub mod throwaway;
 

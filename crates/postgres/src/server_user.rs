@@ -1,0 +1,190 @@
+//! The user that a server runs as, and acting with that user's rights instead of root's.
+//!
+//! Root reads and writes whatever a name leads to. What a server's user, or a repository, names is therefore looked up
+//! with the rights of the server's user: where a name leads astray, it leads no further than that user could go alone.
+
+use std::fs;
+use std::io;
+use std::marker::PhantomData;
+
+use rustix::process::{Gid, Uid, getegid, geteuid, getgroups};
+use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+
+/// A user of this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerUser {
+    /// Its name, where the host has one.
+    pub name: Option<String>,
+    /// User id.
+    pub uid: u32,
+    /// Its primary group.
+    pub gid: u32,
+    /// Its other groups.
+    groups: Vec<u32>,
+}
+
+impl ServerUser {
+    /// The user of this name in `/etc/passwd`.
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::find(|fields| fields.first() == Some(&name))
+    }
+
+    /// The user of this number; one that `/etc/passwd` does not know has the group `gid` and no other.
+    #[must_use]
+    pub fn by_number(uid: u32, gid: u32) -> Self {
+        let text = uid.to_string();
+        Self::find(|fields| fields.get(2) == Some(&text.as_str())).unwrap_or(Self {
+            name: None,
+            uid,
+            gid,
+            groups: Vec::new(),
+        })
+    }
+
+    fn find(is_wanted: impl Fn(&[&str]) -> bool) -> Option<Self> {
+        let users = fs::read_to_string("/etc/passwd").ok()?;
+        let groups = fs::read_to_string("/etc/group").unwrap_or_default();
+        Self::find_in(&users, &groups, is_wanted)
+    }
+
+    /// Looks in the text of `/etc/passwd` and `/etc/group`.
+    fn find_in(users: &str, groups: &str, is_wanted: impl Fn(&[&str]) -> bool) -> Option<Self> {
+        let fields = users
+            .lines()
+            .map(|line| line.split(':').collect::<Vec<_>>())
+            .find(|fields| is_wanted(fields))?;
+        let name = (*fields.first()?).to_owned();
+        let others = groups.lines().filter_map(|line| {
+            let mut fields = line.split(':').skip(2);
+            let (gid, members) = (fields.next()?, fields.next()?);
+            let is_member = members.split(',').any(|member| member == name);
+            is_member.then(|| gid.parse().ok())?
+        });
+        Some(Self {
+            uid: fields.get(2)?.parse().ok()?,
+            gid: fields.get(3)?.parse().ok()?,
+            groups: others.collect(),
+            name: Some(name),
+        })
+    }
+
+    /// The user in words.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        match &self.name {
+            Some(name) => format!("user \"{name}\""),
+            None => format!("user id {}", self.uid),
+        }
+    }
+
+    /// Lets this thread, which must be root's, act as the user until the value is dropped. Threads that it starts meanwhile
+    /// stay that user's.
+    ///
+    /// # Errors
+    /// The system's, when this thread is not root's or may not.
+    pub fn act(&self) -> io::Result<Acting> {
+        if !is_root() {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        let root = Acting {
+            gid: getegid(),
+            groups: getgroups()?,
+            of_this_thread: PhantomData,
+        };
+        let groups: Vec<Gid> = self.groups.iter().copied().map(Gid::from_raw).collect();
+        set_thread_groups(&groups)?;
+        // Dropped on an early return, `root` takes back what is done so far. Only the effective ids change: the saved ones
+        // are the way back.
+        set_thread_res_gid(None, Gid::from_raw(self.gid), None)?;
+        set_thread_res_uid(None, Uid::from_raw(self.uid), None)?;
+        Ok(root)
+    }
+}
+
+/// A thread of root's that acts as another user, until this is dropped.
+#[derive(Debug)]
+#[must_use = "the thread is root's again as soon as this is dropped"]
+pub struct Acting {
+    gid: Gid,
+    groups: Vec<Gid>,
+    /// Credentials are a thread's own.
+    of_this_thread: PhantomData<*const ()>,
+}
+
+impl Drop for Acting {
+    fn drop(&mut self) {
+        // A thread that stays the user it acted as can do less, never more.
+        let _ = set_thread_res_uid(None, Uid::ROOT, None);
+        let _ = set_thread_res_gid(None, self.gid, None);
+        let _ = set_thread_groups(&self.groups);
+    }
+}
+
+/// Whether this thread is root's.
+#[must_use]
+pub fn is_root() -> bool {
+    geteuid().is_root()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    const USERS: &str = "root:x:0:0:root:/root:/bin/bash\npostgres:x:112:118:PostgreSQL:/var/lib/postgresql:/bin/bash\n";
+    const GROUPS: &str =
+        "root:x:0:\nssl-cert:x:117:postgres,exim\npostgres:x:118:\npost:x:9:postgresql\n";
+
+    #[test]
+    fn a_user_has_its_groups() {
+        let found =
+            ServerUser::find_in(USERS, GROUPS, |fields| fields.first() == Some(&"postgres"));
+        assert_eq!(
+            found,
+            Some(ServerUser {
+                name: Some("postgres".to_owned()),
+                uid: 112,
+                gid: 118,
+                groups: vec![117],
+            })
+        );
+        assert_eq!(
+            ServerUser::find_in(USERS, GROUPS, |f| f[0] == "alice"),
+            None
+        );
+        assert_eq!(
+            ServerUser::by_number(4_000_000_001, 7),
+            ServerUser {
+                name: None,
+                uid: 4_000_000_001,
+                gid: 7,
+                groups: Vec::new(),
+            }
+        );
+    }
+
+    #[test]
+    fn root_acts_as_another_and_is_root_again() {
+        if !is_root() {
+            return;
+        }
+        let folder = tempfile::tempdir().expect("a directory");
+        let secret = folder.path().join("secret");
+        fs::write(&secret, "root's").expect("a file");
+        fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).expect("a mode");
+        let user = ServerUser::by_number(4_000_000_001, 4_000_000_001);
+        let acting = user.act().expect("root may");
+        assert!(!is_root());
+        assert!(fs::read(&secret).is_err());
+        assert!(user.act().is_err());
+        assert!(
+            fs::read(&secret).is_err(),
+            "a refused change changed something"
+        );
+        drop(acting);
+        assert!(is_root());
+        assert!(fs::read(&secret).is_ok());
+    }
+}
