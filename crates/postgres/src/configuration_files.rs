@@ -14,9 +14,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use crate::configuration_syntax::{Directive, Syntax, lines, references};
+use crate::directory::read_file;
 
 /// As deep as the server itself follows includes (`CONF_FILE_MAX_DEPTH` in src/include/utils/conffiles.h).
 pub const MAX_DEPTH: u32 = 10;
+
+/// No configuration file is longer.
+const MAX_FILE_BYTES: u64 = 64 << 20;
 
 /// What was found outside the data directory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -88,7 +92,7 @@ impl Search<'_> {
         if depth > MAX_DEPTH || !self.seen.insert((path.to_owned(), syntax)) {
             return;
         }
-        let text = match fs::read(path) {
+        let text = match read_file(path, MAX_FILE_BYTES) {
             Ok(text) => text,
             Err(e) if e.kind() == ErrorKind::NotFound => return,
             Err(e) => return self.cannot_read(path, &e),

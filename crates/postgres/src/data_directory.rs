@@ -5,16 +5,20 @@
 //! not by the cluster.
 
 use std::collections::HashSet;
-use std::ffi::OsString;
-use std::fs::{self, File, Metadata};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use leeward_pgformat::classify::{FileClass, classify};
 use leeward_pgformat::control_file::{CONTROL_FILE_SIZE, ControlFile, ControlFileError};
 use leeward_pgformat::relation::Fork;
+use rustix::fs::FileType;
+use rustix::io::Errno;
+
+use crate::directory::{Directory, Facts};
 
 /// Why a directory could not be taken for a data directory, or could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +80,8 @@ pub enum EntryKind {
 pub struct Entry {
     /// Path relative to the data directory; tablespaces appear below `pg_tblspc/<oid>`.
     pub path: PathBuf,
+    /// Where it is read.
+    pub place: Place,
     /// What it is.
     pub kind: EntryKind,
     /// How PostgreSQL would call it.
@@ -88,10 +94,52 @@ pub struct Entry {
     pub modified_s: i64,
 }
 
+/// Where a file of the data directory lies: beneath a directory that is held open, so that a file system that is
+/// unmounted, or a directory that is renamed, meanwhile does not make it vanish.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The data directory itself, or a directory that a link in it leads to.
+    directory: Arc<Directory>,
+    /// The path in that directory.
+    inside: PathBuf,
+    /// Whether the name is a link to the file.
+    linked: bool,
+    /// The path in full, for messages.
+    path: PathBuf,
+}
+
+impl Place {
+    /// A file that lies outside the data directory at `path`, in the opened `directory`, and may be a link.
+    #[must_use]
+    pub fn outside(directory: Arc<Directory>, path: &Path) -> Self {
+        Self {
+            directory,
+            inside: path.file_name().unwrap_or_default().into(),
+            linked: true,
+            path: path.to_owned(),
+        }
+    }
+
+    /// The path in full, for messages.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn open(&self, directory: &Directory, name: &OsStr) -> io::Result<File> {
+        if self.linked {
+            directory.open_linked_file(name)
+        } else {
+            directory.open_file(name)
+        }
+    }
+}
+
 /// An opened data directory.
 #[derive(Clone, Debug)]
 pub struct DataDirectory {
     path: PathBuf,
+    root: Arc<Directory>,
 }
 
 /// How often `global/pg_control` is read before a bad checksum is believed: the server rewrites it in place, so a reader
@@ -108,27 +156,38 @@ impl DataDirectory {
             path: path.to_owned(),
             reason,
         };
-        let metadata = fs::metadata(path).map_err(|e| refuse(e.to_string()))?;
-        if !metadata.is_dir() {
-            return Err(refuse("it is not a directory".into()));
-        }
-        for name in ["PG_VERSION", "global/pg_control"] {
-            match fs::metadata(path.join(name)) {
-                Ok(_) => {}
-                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-                    return Err(DataDirectoryError::Read {
-                        path: path.join(name),
-                        source: e,
-                    });
-                }
-                Err(_) => return Err(refuse(format!("it has no \"{name}\""))),
+        let resolved = std::fs::canonicalize(path).map_err(|e| refuse(e.to_string()))?;
+        let root = match Directory::open(&resolved) {
+            Ok(root) => root,
+            Err(e) if e.kind() == io::ErrorKind::NotADirectory => {
+                return Err(refuse("it is not a directory".into()));
             }
-        }
-        let path = fs::canonicalize(path).map_err(|source| DataDirectoryError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-        Ok(Self { path })
+            Err(source) => {
+                return Err(DataDirectoryError::Read {
+                    path: path.to_owned(),
+                    source,
+                });
+            }
+        };
+        let found = |inside: &str, found: io::Result<Facts>| match found {
+            Ok(_) => Ok(()),
+            Err(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+                Err(DataDirectoryError::Read {
+                    path: path.join(inside),
+                    source,
+                })
+            }
+            Err(_) => Err(refuse(format!("it has no \"{inside}\""))),
+        };
+        found("PG_VERSION", root.look_behind(OsStr::new("PG_VERSION")))?;
+        let control = root
+            .open_linked_directory(OsStr::new("global"))
+            .and_then(|global| global.look_behind(OsStr::new("pg_control")));
+        found("global/pg_control", control)?;
+        Ok(Self {
+            path: resolved,
+            root: Arc::new(root),
+        })
     }
 
     /// The directory itself, absolute, links resolved.
@@ -137,15 +196,30 @@ impl DataDirectory {
         &self.path
     }
 
-    /// Owner, group and permission bits of the directory.
+    /// Owner and group of the directory: those of the server, which accepts no other owner (`checkDataDir` in
+    /// src/backend/utils/init/miscinit.c).
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn metadata(&self) -> Result<Metadata, DataDirectoryError> {
-        fs::metadata(&self.path).map_err(|source| DataDirectoryError::Read {
-            path: self.path.clone(),
-            source,
-        })
+    pub fn owner(&self) -> Result<(u32, u32), DataDirectoryError> {
+        let facts = self.root.facts().map_err(|e| self.unread("", e))?;
+        Ok(facts.owner)
+    }
+
+    /// Opens `pg_wal`, which may be a link.
+    ///
+    /// # Errors
+    /// When it is not there or cannot be opened.
+    pub fn wal_directory(&self) -> Result<Directory, DataDirectoryError> {
+        self.root
+            .open_linked_directory(OsStr::new("pg_wal"))
+            .map_err(|e| self.unread("pg_wal", e))
+    }
+
+    /// Where `pg_wal` leads to, as stored in the link; `None` where it is a directory.
+    #[must_use]
+    pub fn wal_link(&self) -> Option<PathBuf> {
+        self.root.read_link(OsStr::new("pg_wal")).ok()
     }
 
     /// Reads `global/pg_control`, again while its checksum does not match, and returns it with its bytes.
@@ -153,25 +227,37 @@ impl DataDirectory {
     /// # Errors
     /// When it cannot be read, or is still damaged after several attempts.
     pub fn control_file(&self) -> Result<(ControlFile, Vec<u8>), DataDirectoryError> {
-        let path = self.path.join("global/pg_control");
+        const NAME: &str = "global/pg_control";
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let bytes = fs::read(&path).map_err(|source| DataDirectoryError::Read {
-                path: path.clone(),
-                source,
-            })?;
+            let mut bytes = self
+                .root
+                .open_linked_directory(OsStr::new("global"))
+                .and_then(|global| global.read(OsStr::new("pg_control"), CONTROL_FILE_SIZE as u64))
+                .map_err(|e| self.unread(NAME, e))?;
             match ControlFile::parse(&bytes) {
                 Ok(control) => {
-                    let mut bytes = bytes;
                     bytes.resize(CONTROL_FILE_SIZE, 0);
                     return Ok((control, bytes));
                 }
                 Err(ControlFileError::BadCrc { .. }) if attempt < CONTROL_FILE_ATTEMPTS => {
                     std::thread::yield_now()
                 }
-                Err(source) => return Err(DataDirectoryError::ControlFile { path, source }),
+                Err(source) => {
+                    return Err(DataDirectoryError::ControlFile {
+                        path: self.path.join(NAME),
+                        source,
+                    });
+                }
             }
+        }
+    }
+
+    fn unread(&self, inside: &str, source: io::Error) -> DataDirectoryError {
+        DataDirectoryError::Read {
+            path: self.path.join(inside),
+            source,
         }
     }
 
@@ -187,73 +273,92 @@ impl DataDirectory {
         pass: Pass,
         visit: &mut dyn FnMut(Entry) -> bool,
     ) -> Result<(), DataDirectoryError> {
+        let (control, _) = self.control_file()?;
+        let root = Walked {
+            directory: Arc::clone(&self.root),
+            inside: PathBuf::new(),
+        };
         Walk {
             root: &self.path,
+            version_directory: control.tablespace_version_directory().to_string(),
             pass,
             visit,
-            linked_inside: tablespaces_linked_inside(&self.path),
+            linked_inside: self.linked_tablespaces(),
         }
-        .directory(Path::new(""))
+        .directory(Path::new(""), &root)
         .map(|_| ())
+    }
+
+    /// The directories that links in `pg_tblspc` lead to, so that one that lies inside the data directory too is met once.
+    fn linked_tablespaces(&self) -> Vec<(u64, u64)> {
+        let root = self.root.facts().map(|root| root.place).ok();
+        let Ok(links) = self.root.open_linked_directory(OsStr::new("pg_tblspc")) else {
+            return Vec::new();
+        };
+        let place = |name: OsString| {
+            links.look(&name).ok()?.filter(Facts::is_link)?;
+            let target = links.look_behind(&name).ok()?;
+            Some(target.place).filter(|place| Some(*place) != root)
+        };
+        let names = links.names().unwrap_or_default();
+        names.into_iter().filter_map(place).collect()
     }
 }
 
+/// A directory that is being walked.
+struct Walked {
+    /// The data directory, or a directory that a link leads to.
+    directory: Arc<Directory>,
+    /// The directory's path in that one.
+    inside: PathBuf,
+}
+
 struct Walk<'a> {
+    /// The data directory's path, for messages.
     root: &'a Path,
+    /// The cluster's own directory in each tablespace, whose location other clusters may use too.
+    version_directory: String,
     pass: Pass,
     visit: &'a mut dyn FnMut(Entry) -> bool,
-    /// Directories inside the data directory that links in `pg_tblspc` lead to: they are met through the links.
-    linked_inside: Vec<PathBuf>,
+    /// Directories that links in `pg_tblspc` lead to; inside the data directory too, they are met through the links.
+    linked_inside: Vec<(u64, u64)>,
 }
 
 impl Walk<'_> {
-    /// Walks one directory; `false` means that the visitor has seen enough.
-    fn directory(&mut self, relative: &Path) -> Result<bool, DataDirectoryError> {
-        let Some(names) = self.names(relative)? else {
-            return Ok(true);
+    /// Walks the directory at `relative`; `false` means that the visitor has seen enough.
+    fn directory(&mut self, relative: &Path, walked: &Walked) -> Result<bool, DataDirectoryError> {
+        let opened = walked.directory.open_path(&walked.inside);
+        let listed = opened.and_then(|directory| Ok((directory.names()?, directory)));
+        let (mut names, directory) = match listed {
+            Ok(listed) => listed,
+            Err(e) if gone(&e) && relative != Path::new("") => return Ok(true),
+            Err(e) => return Err(self.unread(relative, e)),
         };
+        names.sort_unstable();
+        // A rename during the listing may show a name twice.
+        names.dedup();
         let unlogged = unlogged_relations(&names);
+        let is_tablespace = relative.parent() == Some(Path::new("pg_tblspc"));
         for name in names {
+            if is_tablespace && name.as_bytes() != self.version_directory.as_bytes() {
+                continue;
+            }
             let path = relative.join(&name);
-            if !self.one(&path, &unlogged)? {
+            if !self.one(&path, &name, &directory, walked, &unlogged)? {
                 return Ok(false);
             }
         }
         Ok(true)
     }
 
-    fn names(&self, relative: &Path) -> Result<Option<Vec<OsString>>, DataDirectoryError> {
-        let absolute = self.root.join(relative);
-        let listing = match fs::read_dir(&absolute) {
-            Ok(listing) => listing,
-            Err(e) if gone(&e) && relative != Path::new("") => return Ok(None),
-            Err(source) => {
-                return Err(DataDirectoryError::Read {
-                    path: absolute,
-                    source,
-                });
-            }
-        };
-        let mut names = Vec::new();
-        for entry in listing {
-            match entry {
-                Ok(entry) => names.push(entry.file_name()),
-                Err(e) if gone(&e) => {}
-                Err(source) => {
-                    return Err(DataDirectoryError::Read {
-                        path: absolute,
-                        source,
-                    });
-                }
-            }
-        }
-        names.sort_unstable();
-        // A rename during the scan may show a name twice.
-        names.dedup();
-        Ok(Some(names))
-    }
-
-    fn one(&mut self, path: &Path, unlogged: &HashSet<u32>) -> Result<bool, DataDirectoryError> {
+    fn one(
+        &mut self,
+        path: &Path,
+        name: &OsStr,
+        directory: &Directory,
+        walked: &Walked,
+        unlogged: &HashSet<u32>,
+    ) -> Result<bool, DataDirectoryError> {
         // A name says whether it is a relation segment, so the first pass asks the file system about nothing else.
         let by_name = classify(path.as_os_str().as_bytes(), false);
         match (&by_name, self.pass) {
@@ -273,119 +378,96 @@ impl Walk<'_> {
             return Ok(true);
         }
 
-        if self.linked_inside.iter().any(|linked| linked == path) {
-            return Ok(true);
-        }
-        let absolute = self.root.join(path);
-        let Some(link) = present(fs::symlink_metadata(&absolute), &absolute)? else {
+        let Some(named) = directory.look(name).map_err(|e| self.unread(path, e))? else {
             return Ok(true);
         };
-        let is_link = link.file_type().is_symlink();
-        let metadata = if is_link {
-            match present(fs::metadata(&absolute), &absolute)? {
-                Some(metadata) => metadata,
-                // A dangling link is still somebody's link.
-                None => link.clone(),
+        let linked = named.is_link();
+        let facts = match linked.then(|| directory.look_behind(name)) {
+            None => named,
+            Some(Ok(target)) => target,
+            // A link that leads nowhere, or where the server may not go, is still somebody's link.
+            Some(Err(e)) if leads_nowhere(&e) => named,
+            Some(Err(e)) => return Err(self.unread(path, e)),
+        };
+        let met_elsewhere =
+            !path.starts_with("pg_tblspc") && self.linked_inside.contains(&facts.place);
+        let class = classify(path.as_os_str().as_bytes(), facts.is_directory());
+        let skipped = matches!(class, FileClass::Skip(_) | FileClass::TemporaryRelation);
+        if skipped || (facts.is_directory() && met_elsewhere) {
+            return Ok(true);
+        }
+        let tablespace = path.parent() == Some(Path::new("pg_tblspc"));
+        let keep_link = linked && (!facts.is_directory() || tablespace || !is_own_directory(path));
+        let kind = match facts.kind {
+            FileType::RegularFile => EntryKind::File {
+                size_bytes: facts.size_bytes,
+            },
+            _ if keep_link => match directory.read_link(name) {
+                Ok(target) => EntryKind::Symlink { target },
+                Err(e) if gone(&e) => return Ok(true),
+                Err(e) => return Err(self.unread(path, e)),
+            },
+            FileType::Directory => EntryKind::Directory,
+            // Sockets, pipes and devices are nobody's data.
+            _ => return Ok(true),
+        };
+        let is_of_this_pass = match self.pass {
+            Pass::Relations => {
+                matches!(
+                    (&kind, class),
+                    (EntryKind::File { .. }, FileClass::Relation(_))
+                )
+            }
+            Pass::EverythingElse => true,
+        };
+        if is_of_this_pass
+            && !(self.visit)(Entry {
+                path: path.to_owned(),
+                place: Place {
+                    directory: Arc::clone(&walked.directory),
+                    inside: walked.inside.join(name),
+                    linked,
+                    path: self.root.join(path),
+                },
+                kind,
+                class,
+                mode: facts.mode,
+                owner: facts.owner,
+                modified_s: facts.modified_s,
+            })
+        {
+            return Ok(false);
+        }
+        if !facts.is_directory()
+            || matches!(class, FileClass::SkipContents)
+            || (keep_link && !tablespace)
+        {
+            return Ok(true);
+        }
+        let next = if linked {
+            match directory.open_linked_directory(name) {
+                Ok(target) => Walked {
+                    directory: Arc::new(target),
+                    inside: PathBuf::new(),
+                },
+                Err(e) if gone(&e) => return Ok(true),
+                Err(e) => return Err(self.unread(path, e)),
             }
         } else {
-            link.clone()
-        };
-
-        let class = classify(path.as_os_str().as_bytes(), metadata.is_dir());
-        if matches!(class, FileClass::Skip(_) | FileClass::TemporaryRelation) {
-            return Ok(true);
-        }
-        let entry = |kind, class, metadata: &Metadata| Entry {
-            path: path.to_owned(),
-            kind,
-            class,
-            mode: metadata.mode() & 0o7777,
-            owner: (metadata.uid(), metadata.gid()),
-            modified_s: metadata.mtime(),
-        };
-
-        if metadata.is_dir() {
-            let tablespace = path.parent() == Some(Path::new("pg_tblspc"));
-            let keep_link = is_link && (tablespace || !within_own_directory(path));
-            if self.pass == Pass::EverythingElse {
-                let kind = if keep_link {
-                    let Some(target) = present(fs::read_link(&absolute), &absolute)? else {
-                        return Ok(true);
-                    };
-                    EntryKind::Symlink { target }
-                } else {
-                    EntryKind::Directory
-                };
-                if !(self.visit)(entry(kind, class, &metadata)) {
-                    return Ok(false);
-                }
+            Walked {
+                directory: Arc::clone(&walked.directory),
+                inside: walked.inside.join(name),
             }
-            let descend = !matches!(class, FileClass::SkipContents) && (!keep_link || tablespace);
-            return if tablespace {
-                self.tablespace(path)
-            } else if descend {
-                self.directory(path)
-            } else {
-                Ok(true)
-            };
-        }
-        if self.pass == Pass::Relations && !matches!(class, FileClass::Relation(_)) {
-            return Ok(true);
-        }
-        if metadata.is_file() {
-            let kind = EntryKind::File {
-                size_bytes: metadata.len(),
-            };
-            return Ok((self.visit)(entry(kind, class, &metadata)));
-        }
-        if is_link && self.pass == Pass::EverythingElse {
-            let Some(target) = present(fs::read_link(&absolute), &absolute)? else {
-                return Ok(true);
-            };
-            return Ok((self.visit)(entry(
-                EntryKind::Symlink { target },
-                class,
-                &link,
-            )));
-        }
-        // Sockets, pipes and devices are nobody's data.
-        Ok(true)
+        };
+        self.directory(path, &next)
     }
 
-    /// A tablespace's location may be shared by clusters of other majors: only `PG_<major>_<catalog version>` is ours.
-    fn tablespace(&mut self, path: &Path) -> Result<bool, DataDirectoryError> {
-        let Some(names) = self.names(path)? else {
-            return Ok(true);
-        };
-        let major = fs::read_to_string(self.root.join("PG_VERSION")).unwrap_or_default();
-        let prefix = format!("PG_{}_", major.trim());
-        for name in names {
-            if name.as_bytes().starts_with(prefix.as_bytes())
-                && !self.one(&path.join(&name), &HashSet::new())?
-            {
-                return Ok(false);
-            }
+    fn unread(&self, path: &Path, source: io::Error) -> DataDirectoryError {
+        DataDirectoryError::Read {
+            path: self.root.join(path),
+            source,
         }
-        Ok(true)
     }
-}
-
-/// Where links in `pg_tblspc` lead to inside the data directory itself, relative to it.
-fn tablespaces_linked_inside(root: &Path) -> Vec<PathBuf> {
-    let Ok(links) = fs::read_dir(root.join("pg_tblspc")) else {
-        return Vec::new();
-    };
-    links
-        .flatten()
-        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink()))
-        .filter_map(|entry| {
-            fs::canonicalize(entry.path())
-                .ok()?
-                .strip_prefix(root)
-                .ok()
-                .map(Path::to_owned)
-        })
-        .collect()
 }
 
 /// The directories in which relation segments can lie, and the way to them.
@@ -393,15 +475,20 @@ fn may_hold_relations(path: &Path) -> bool {
     path.starts_with("base") || path.starts_with("global") || path.starts_with("pg_tblspc")
 }
 
-/// PostgreSQL's own directories and what lies in them: linked elsewhere, they are still part of the data directory.
-fn within_own_directory(path: &Path) -> bool {
-    const OWN: [&str; 17] = [
+/// The directories that PostgreSQL makes for its own files, and those of databases: linked elsewhere, as people do to
+/// spread a cluster over disks, they are still part of the data directory.
+fn is_own_directory(path: &Path) -> bool {
+    const OWN: [&str; 21] = [
         "base",
         "global",
         "pg_commit_ts",
         "pg_dynshmem",
         "pg_logical",
+        "pg_logical/mappings",
+        "pg_logical/snapshots",
         "pg_multixact",
+        "pg_multixact/members",
+        "pg_multixact/offsets",
         "pg_notify",
         "pg_replslot",
         "pg_serial",
@@ -414,7 +501,22 @@ fn within_own_directory(path: &Path) -> bool {
         "pg_wal",
         "pg_xact",
     ];
-    OWN.iter().any(|own| path.starts_with(own))
+    OWN.iter().any(|own| path == Path::new(own))
+        || path.parent().is_some_and(|wal| wal == Path::new("pg_wal"))
+        || is_database_directory(path)
+}
+
+/// `base/<oid>` and `pg_tblspc/<oid>/PG_<version>/<oid>`, and the version directory itself.
+fn is_database_directory(path: &Path) -> bool {
+    let mut parts = path.components().map(|part| part.as_os_str().as_bytes());
+    let (top, name) = (parts.next(), path.file_name().unwrap_or_default());
+    match (top, parts.count()) {
+        (Some(b"base"), 1) | (Some(b"pg_tblspc"), 3) => {
+            name.as_bytes().iter().all(u8::is_ascii_digit)
+        }
+        (Some(b"pg_tblspc"), 2) => true,
+        _ => false,
+    }
 }
 
 /// The relations of one directory that have an init fork: all their other forks are made anew at the end of recovery
@@ -437,15 +539,14 @@ fn gone(error: &io::Error) -> bool {
     )
 }
 
-fn present<T>(result: io::Result<T>, path: &Path) -> Result<Option<T>, DataDirectoryError> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(e) if gone(&e) => Ok(None),
-        Err(source) => Err(DataDirectoryError::Read {
-            path: path.to_owned(),
-            source,
-        }),
-    }
+/// Whether a link could not be followed for what it says, and not for a failing disk.
+fn leads_nowhere(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    gone(error)
+        || matches!(
+            errno,
+            Some(Errno::LOOP | Errno::NAMETOOLONG | Errno::ACCESS | Errno::PERM)
+        )
 }
 
 /// A file of the running server, read without pushing the server's own pages out of the page cache.
@@ -455,12 +556,27 @@ pub struct SourceFile {
 }
 
 impl SourceFile {
-    /// Opens `path`; `None` when it is no longer there.
+    /// Opens the file at `place`; `None` when it is no longer there.
     ///
     /// # Errors
     /// When it is there and cannot be opened.
-    pub fn open(path: &Path) -> Result<Option<Self>, DataDirectoryError> {
-        Ok(present(File::open(path), path)?.map(|file| Self { file }))
+    pub fn open(place: &Place) -> Result<Option<Self>, DataDirectoryError> {
+        let name = place.inside.file_name().unwrap_or_default();
+        let opened = match place.inside.parent() {
+            Some(parent) if parent != Path::new("") => place
+                .directory
+                .open_path(parent)
+                .and_then(|parent| place.open(&parent, name)),
+            _ => place.open(&place.directory, name),
+        };
+        match opened {
+            Ok(file) => Ok(Some(Self { file })),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(DataDirectoryError::Read {
+                path: place.path.clone(),
+                source,
+            }),
+        }
     }
 
     /// Reads from `offset` until `buffer` is full or the file ends; returns the bytes read.
@@ -477,3 +593,7 @@ impl SourceFile {
 pub fn path_from_bytes(bytes: &[u8]) -> PathBuf {
     PathBuf::from(OsString::from_vec(bytes.to_vec()))
 }
+
+#[cfg(test)]
+#[path = "data_directory_tests.rs"]
+mod tests;

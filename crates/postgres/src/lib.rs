@@ -10,6 +10,7 @@
 //! | [`replication`] | WAL as it is written, from a walsender |
 //! | [`bin_directory`] | the programs of a PostgreSQL installation |
 //! | [`throwaway`] | servers to start, promote and stop: for drills, clones and tests |
+//! | [`directory`] | directories as open handles, below which no link is followed |
 //! | [`data_directory`] | the walk over a data directory, and reading its files |
 //! | [`cache_neutral`] | reading without displacing what the server has in the page cache |
 //! | [`configuration_files`] | configuration that lies outside the data directory |
@@ -24,6 +25,7 @@ pub mod configuration_files;
 pub mod configuration_syntax;
 pub mod connection;
 pub mod data_directory;
+pub mod directory;
 pub mod error;
 mod libpq;
 mod opening;

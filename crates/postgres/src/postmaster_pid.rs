@@ -3,11 +3,14 @@
 //! Lines as in `src/include/utils/pidfile.h`: process, data directory, start time, port, first socket directory, first
 //! listen address, shared memory key, status.
 
-use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use crate::directory::read_file;
 use crate::error::Error;
+
+/// The file has eight short lines.
+const MAX_FILE_BYTES: u64 = 64 << 10;
 
 /// The status line (`pidfile.h`, `PM_STATUS_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +59,7 @@ impl PostmasterPid {
             path: path.clone(),
             source,
         };
-        let text = match fs::read(&path) {
+        let text = match read_file(&path, MAX_FILE_BYTES) {
             Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed(error)),

@@ -232,7 +232,7 @@ impl Desk {
 fn unreadable(piece: &Piece, source: std::io::Error) -> Error {
     Error::failed(format!(
         "could not read \"{}\" at byte {}",
-        piece.source.absolute.display(),
+        piece.source.place.path().display(),
         piece.offset
     ))
     .because(source)

@@ -221,12 +221,8 @@ impl Run<'_> {
             backup: self.id,
             level: wal::level(self.options.compression),
         };
-        let records = wal::store_wal(
-            &self.directory.path().join("pg_wal"),
-            stretch,
-            &to,
-            self.observe,
-        )?;
+        let pg_wal = wal::PgWal::open(self.directory)?;
+        let records = wal::store_wal(&pg_wal, stretch, &to, self.observe)?;
         // A slot that was lost meanwhile may have let the server recycle what was being read.
         session.position()?;
         session.finish()?;
@@ -442,12 +438,9 @@ impl Run<'_> {
     }
 
     fn owner(&self) -> Result<(u32, u32)> {
-        use std::os::unix::fs::MetadataExt;
-        let metadata = self
-            .directory
-            .metadata()
-            .map_err(|e| Error::failed("could not read the data directory").because(e))?;
-        Ok((metadata.uid(), metadata.gid()))
+        self.directory
+            .owner()
+            .map_err(|e| Error::failed("could not read the data directory").because(e))
     }
 
     /// `global/pg_control`, read last: its minimum recovery point then covers every page that was copied.

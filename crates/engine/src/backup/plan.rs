@@ -2,15 +2,15 @@
 //! everything else. `global/pg_control` is not its business: it is read when all of this is stored.
 
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
 use leeward_pgformat::classify::FileClass;
 use leeward_pgformat::relation::RelationSegment;
 use leeward_postgres::configuration_files::OutsideFiles;
-use leeward_postgres::data_directory::{DataDirectory, Entry, EntryKind, Pass};
+use leeward_postgres::data_directory::{DataDirectory, Entry, EntryKind, Pass, Place};
+use leeward_postgres::directory::Directory;
 use leeward_repository::file_path::FilePath;
 use leeward_repository::frame::FRAME_BYTES;
 use leeward_repository::manifest::{Content, FileKind, FileRecord};
@@ -126,26 +126,41 @@ impl<'a> Planner<'a> {
     }
 
     fn configuration(&mut self) -> Result<Option<()>> {
+        let mut folder: Option<(&Path, Arc<Directory>)> = None;
         for path in self.outside.folders.iter().chain(&self.outside.files) {
-            let Ok(metadata) = std::fs::metadata(path) else {
+            let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
                 continue;
             };
-            let (kind, size) = if metadata.is_dir() {
+            // Opened once for all files in it, which follow one another.
+            let directory = match folder.take() {
+                Some((path, directory)) if path == parent => directory,
+                _ => match std::fs::canonicalize(parent).and_then(|path| Directory::open(&path)) {
+                    Ok(directory) => Arc::new(directory),
+                    Err(_) => continue,
+                },
+            };
+            folder = Some((parent, Arc::clone(&directory)));
+            let Ok(facts) = directory.look_behind(name) else {
+                continue;
+            };
+            let (kind, size) = if facts.is_directory() {
                 (FileKind::Directory, 0)
-            } else {
-                let content = Content::Runs(Vec::new());
-                let size = metadata.len();
+            } else if facts.is_file() {
+                let (size, content) = (facts.size_bytes, Content::Runs(Vec::new()));
                 (FileKind::File { size, content }, size)
+            } else {
+                continue;
             };
             let record = FileRecord {
                 path: FilePath::configuration(path.as_os_str().as_bytes()),
                 kind,
-                mode: metadata.mode() & 0o7777,
-                owner: self.other_owner((metadata.uid(), metadata.gid())),
-                mtime: metadata.mtime(),
+                mode: facts.mode,
+                owner: self.other_owner(facts.owner),
+                mtime: facts.modified_s,
                 damaged: Vec::new(),
             };
-            if self.add(record, path.clone(), None, size).is_none() {
+            let place = Place::outside(directory, path);
+            if self.add(record, place, None, size).is_none() {
                 return Ok(None);
             }
         }
@@ -215,12 +230,7 @@ impl<'a> Planner<'a> {
             mtime: entry.modified_s,
             damaged: Vec::new(),
         };
-        self.add(
-            record,
-            self.directory.path().join(&entry.path),
-            segment,
-            size,
-        )
+        self.add(record, entry.place, segment, size)
     }
 
     /// Cuts one source into pieces. A file larger than a frame starts at a frame of its own and fills whole frames; small
@@ -228,12 +238,12 @@ impl<'a> Planner<'a> {
     fn add(
         &mut self,
         record: FileRecord,
-        absolute: PathBuf,
+        place: Place,
         segment: Option<RelationSegment>,
         size: u64,
     ) -> Option<()> {
         let small = size <= FRAME_BYTES as u64;
-        let source = Arc::new(Source::new(record, absolute, segment, !small));
+        let source = Arc::new(Source::new(record, place, segment, !small));
         if !small
             || self.pending_bytes + size as usize > FRAME_BYTES
             || self.pending.len() == MAX_PIECES

@@ -1,12 +1,11 @@
 //! The units of work that flow through a backup: source files, batches of pieces of them, and what became of each piece.
 
-use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use leeward_pgformat::page::PageDamage;
 use leeward_pgformat::relation::RelationSegment;
 use leeward_pgformat::{BlockNumber, Lsn};
-use leeward_postgres::data_directory::{DataDirectoryError, SourceFile};
+use leeward_postgres::data_directory::{DataDirectoryError, Place, SourceFile};
 use leeward_repository::frame::EncodedFrame;
 use leeward_repository::manifest::FileRecord;
 
@@ -18,7 +17,7 @@ pub(super) struct Source {
     /// The record to be completed with what was read.
     pub record: FileRecord,
     /// Where to read it.
-    pub absolute: PathBuf,
+    pub place: Place,
     /// Set when the file is a relation segment, whose pages are checked.
     pub segment: Option<RelationSegment>,
     /// A file in several pieces is opened by whoever needs it first and stays open; `None` inside when it had vanished.
@@ -30,13 +29,13 @@ impl Source {
     /// A source that comes in one piece, or in several.
     pub(super) fn new(
         record: FileRecord,
-        absolute: PathBuf,
+        place: Place,
         segment: Option<RelationSegment>,
         several: bool,
     ) -> Self {
         Self {
             record,
-            absolute,
+            place,
             segment,
             shared: several.then(OnceLock::new),
         }
@@ -47,8 +46,7 @@ impl Source {
         &self,
         read: impl FnOnce(Option<&SourceFile>) -> crate::error::Result<T>,
     ) -> crate::error::Result<T> {
-        let open =
-            || SourceFile::open(&self.absolute).map_err(|e: DataDirectoryError| e.to_string());
+        let open = || SourceFile::open(&self.place).map_err(|e: DataDirectoryError| e.to_string());
         match &self.shared {
             None => read(open().map_err(Error::failed)?.as_ref()),
             Some(shared) => read(

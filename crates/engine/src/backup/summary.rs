@@ -1,6 +1,5 @@
 //! `backup.json`, put together from what the parts of a backup know.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -42,9 +41,9 @@ pub(super) fn summary(parts: &Parts<'_>) -> Result<BackupSummary> {
     let Parts { run, facts, .. } = parts;
     let finished = jiff::Timestamp::now();
     let started = finished - jiff::SignedDuration::try_from(parts.elapsed).unwrap_or_default();
-    let metadata = run
+    let (uid, gid) = run
         .directory
-        .metadata()
+        .owner()
         .map_err(|e| Error::failed("could not read the data directory").because(e))?;
     let segments: Vec<&WalRecord> = parts
         .wal
@@ -122,8 +121,9 @@ pub(super) fn summary(parts: &Parts<'_>) -> Result<BackupSummary> {
         },
         tablespaces: parts.collected.tablespaces.clone(),
         data_directory: run.directory.path().display().to_string(),
-        wal_directory: std::fs::read_link(run.directory.path().join("pg_wal"))
-            .ok()
+        wal_directory: run
+            .directory
+            .wal_link()
             .map(|link| link.display().to_string()),
         configuration_files: parts
             .outside
@@ -143,10 +143,10 @@ pub(super) fn summary(parts: &Parts<'_>) -> Result<BackupSummary> {
         }),
         leeward_version: env!("CARGO_PKG_VERSION").to_owned(),
         owner: Owner {
-            user: name_of("/etc/passwd", metadata.uid()),
-            group: name_of("/etc/group", metadata.gid()),
-            uid: metadata.uid(),
-            gid: metadata.gid(),
+            user: name_of("/etc/passwd", uid),
+            group: name_of("/etc/group", gid),
+            uid,
+            gid,
         },
     })
 }

@@ -1,6 +1,7 @@
 //! Stores the WAL that makes a backup consistent: from the start LSN to the stop LSN, out of the server's own `pg_wal`.
 //! The last segment is cut at the stop LSN; what lies behind it, perhaps of a recycled segment, is stored as zeros.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
@@ -11,6 +12,8 @@ use leeward_pgformat::wal_segment::{
     WAL_LONG_HEADER_SIZE, WalLongHeader, WalSegmentName, WalSegmentSize, history_file_name,
 };
 use leeward_pgformat::{Lsn, SystemIdentifier, TimelineId, WalContents, WalDamage, WalScanner};
+use leeward_postgres::data_directory::DataDirectory;
+use leeward_postgres::directory::Directory;
 use leeward_repository::RepositoryError;
 use leeward_repository::backup_id::BackupId;
 use leeward_repository::codec::{Compression, FrameCompression};
@@ -27,6 +30,9 @@ use crate::parallel;
 
 /// As many WAL segments are compressed and stored at once.
 const PARALLEL: usize = 4;
+
+/// A history file has a line for each timeline; this is far more than any.
+const MAX_HISTORY_BYTES: u64 = 1 << 20;
 
 /// The stretch of WAL that a backup needs, and whose it is.
 #[derive(Clone, Copy, Debug)]
@@ -64,9 +70,34 @@ pub(super) fn level(compression: FrameCompression) -> i32 {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct WalFile {
     name: String,
-    path: PathBuf,
     timeline: TimelineId,
     segment: Option<Segment>,
+}
+
+/// The server's `pg_wal`.
+#[derive(Debug)]
+pub(super) struct PgWal {
+    directory: Directory,
+    /// Where it lies, for messages.
+    path: PathBuf,
+}
+
+impl PgWal {
+    pub(super) fn open(directory: &DataDirectory) -> Result<Self> {
+        Ok(Self {
+            directory: directory
+                .wal_directory()
+                .map_err(|e| Error::failed("could not read WAL").because(e))?,
+            path: directory.path().join("pg_wal"),
+        })
+    }
+
+    fn holds(&self, name: &str) -> Result<bool> {
+        let found = self.directory.look(OsStr::new(name));
+        found
+            .map(|facts| facts.is_some_and(|facts| facts.is_file()))
+            .map_err(|e| unreadable(&self.path.join(name), e))
+    }
 }
 
 /// What a segment is to a backup.
@@ -82,7 +113,7 @@ struct Segment {
 
 /// Stores everything of `stretch` from `pg_wal`; returns the records in the order of their names.
 pub(super) fn store_wal(
-    pg_wal: &Path,
+    pg_wal: &PgWal,
     stretch: Stretch,
     to: &Destination<'_>,
     observe: Observer<'_>,
@@ -93,7 +124,7 @@ pub(super) fn store_wal(
     observe(Event::Total(total));
     let records = Mutex::new(Vec::with_capacity(files.len()));
     parallel::for_each(&files, PARALLEL, |file| {
-        let record = store_one(file, stretch, to)?;
+        let record = store_one(pg_wal, file, stretch, to)?;
         observe(Event::Advanced(record.plain_length));
         records
             .lock()
@@ -110,7 +141,7 @@ pub(super) fn store_wal(
 
 /// Finds the segments and history files. A segment in which a timeline was left may be there once for each timeline;
 /// the newest holds the old one's beginning, and the older is taken along where it exists.
-fn files(pg_wal: &Path, stretch: Stretch) -> Result<Vec<WalFile>> {
+fn files(pg_wal: &PgWal, stretch: Stretch) -> Result<Vec<WalFile>> {
     let (mut files, history) = histories(pg_wal, stretch.timeline)?;
     let size = stretch.segment_size;
     let first = size.segment_number(stretch.start);
@@ -129,8 +160,7 @@ fn files(pg_wal: &Path, stretch: Stretch) -> Result<Vec<WalFile>> {
             }
             let segment = at(range.timeline);
             let name = segment.name(size);
-            let path = pg_wal.join(&name);
-            if path.is_file() {
+            if pg_wal.holds(&name)? {
                 let length = if number == last {
                     end.0 - begin.0
                 } else {
@@ -138,7 +168,6 @@ fn files(pg_wal: &Path, stretch: Stretch) -> Result<Vec<WalFile>> {
                 };
                 files.push(WalFile {
                     name,
-                    path,
                     timeline: range.timeline,
                     segment: Some(Segment {
                         name: segment,
@@ -147,7 +176,7 @@ fn files(pg_wal: &Path, stretch: Stretch) -> Result<Vec<WalFile>> {
                     }),
                 });
             } else if range.timeline == needed {
-                return Err(Error::failed(format!("WAL segment \"{name}\" is not in \"{}\" any more", pg_wal.display()))
+                return Err(Error::failed(format!("WAL segment \"{name}\" is not in \"{}\" any more", pg_wal.path.display()))
                     .hint("Something other than the server removed it, or max_slot_wal_keep_size is too small for the time a backup takes."));
             }
         }
@@ -155,15 +184,16 @@ fn files(pg_wal: &Path, stretch: Stretch) -> Result<Vec<WalFile>> {
     Ok(files)
 }
 
-fn histories(pg_wal: &Path, timeline: TimelineId) -> Result<(Vec<WalFile>, TimelineHistory)> {
+fn histories(pg_wal: &PgWal, timeline: TimelineId) -> Result<(Vec<WalFile>, TimelineHistory)> {
     let mut files = Vec::new();
     let mut history = TimelineHistory {
         target: timeline,
         entries: Vec::new(),
     };
     if timeline.0 > 1 {
-        let path = pg_wal.join(history_file_name(timeline));
-        match std::fs::read(&path) {
+        let name = history_file_name(timeline);
+        let path = pg_wal.path.join(&name);
+        match pg_wal.directory.read(OsStr::new(&name), MAX_HISTORY_BYTES) {
             Ok(text) => {
                 history = TimelineHistory::parse(&text, timeline).map_err(|e| {
                     Error::failed(format!("could not make sense of \"{}\"", path.display()))
@@ -172,11 +202,7 @@ fn histories(pg_wal: &Path, timeline: TimelineId) -> Result<(Vec<WalFile>, Timel
             }
             // Without ancestors' WAL in the stretch nothing is missing; else the segment search says what is.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => {
-                return Err(
-                    Error::failed(format!("could not read \"{}\"", path.display())).because(e),
-                );
-            }
+            Err(e) => return Err(unreadable(&path, e)),
         }
     }
     let ancestors = history.entries.iter().map(|entry| entry.timeline);
@@ -185,11 +211,9 @@ fn histories(pg_wal: &Path, timeline: TimelineId) -> Result<(Vec<WalFile>, Timel
         .filter(|timeline| timeline.0 > 1)
     {
         let name = history_file_name(timeline);
-        let path = pg_wal.join(&name);
-        if path.is_file() {
+        if pg_wal.holds(&name)? {
             files.push(WalFile {
                 name,
-                path,
                 timeline,
                 segment: None,
             });
@@ -198,11 +222,21 @@ fn histories(pg_wal: &Path, timeline: TimelineId) -> Result<(Vec<WalFile>, Timel
     Ok((files, history))
 }
 
-fn store_one(file: &WalFile, stretch: Stretch, to: &Destination<'_>) -> Result<WalRecord> {
-    let unreadable = |e: io::Error| {
-        Error::failed(format!("could not read \"{}\"", file.path.display())).because(e)
-    };
-    let mut source = File::open(&file.path).map_err(unreadable)?;
+fn unreadable(path: &Path, e: io::Error) -> Error {
+    Error::failed(format!("could not read \"{}\"", path.display())).because(e)
+}
+
+fn store_one(
+    pg_wal: &PgWal,
+    file: &WalFile,
+    stretch: Stretch,
+    to: &Destination<'_>,
+) -> Result<WalRecord> {
+    let path = pg_wal.path.join(&file.name);
+    let mut source = pg_wal
+        .directory
+        .open_file(OsStr::new(&file.name))
+        .map_err(|e| unreadable(&path, e))?;
     let facts = WalFacts {
         system_identifier: stretch.system_identifier,
         timeline: file.timeline,
@@ -214,11 +248,11 @@ fn store_one(file: &WalFile, stretch: Stretch, to: &Destination<'_>) -> Result<W
     let stored = match file.segment {
         None => write_wal_object(to.store, &key, facts, &mut source, to.level).map_err(failed)?,
         Some(segment) => {
-            check_header(&mut source, file, segment.name, stretch)?;
+            check_header(&mut source, &path, segment.name, stretch)?;
             let mut plain = WalkedSegment::new(source, segment, stretch.segment_size);
             let stored =
                 write_wal_object_with_contents(to.store, &key, facts, &mut plain, to.level);
-            plain.check(file, stretch)?;
+            plain.check(&path, stretch)?;
             stored.map_err(failed)?
         }
     };
@@ -260,7 +294,7 @@ impl WalkedSegment {
     }
 
     /// Whether recovery, which begins at the start LSN, can go along the bytes that were read.
-    fn check(self, file: &WalFile, stretch: Stretch) -> Result<()> {
+    fn check(self, path: &Path, stretch: Stretch) -> Result<()> {
         if !self.needed {
             return Ok(());
         }
@@ -273,7 +307,7 @@ impl WalkedSegment {
                     ErrorKind::Damaged,
                     format!(
                         "WAL segment \"{}\" cannot be recovered from",
-                        file.path.display()
+                        path.display()
                     ),
                 )
                 .because(damage)
@@ -303,14 +337,14 @@ impl WalSource for WalkedSegment {
 
 fn check_header(
     source: &mut File,
-    file: &WalFile,
+    path: &Path,
     segment: WalSegmentName,
     stretch: Stretch,
 ) -> Result<()> {
     let foreign = |e: Box<dyn std::error::Error + Send + Sync>| {
         Error::failed(format!(
             "WAL segment \"{}\" does not hold what its name says",
-            file.path.display()
+            path.display()
         ))
         .because(e)
         .hint("It may have been recycled while it was still needed; back up again.")
