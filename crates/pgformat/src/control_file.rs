@@ -124,7 +124,9 @@ pub enum ControlFileError {
     /// Written by a PostgreSQL that this crate does not know.
     #[error(
         "could not read the control file: control file version {control_version} (catalog version {catalog_version}) \
-         is of no PostgreSQL version from 14 to 18"
+         is of no PostgreSQL version from {} to {}",
+        MajorVersion::OLDEST,
+        MajorVersion::NEWEST
     )]
     UnsupportedVersion {
         /// `pg_control_version`.
@@ -212,8 +214,7 @@ pub struct ControlFile {
     pub data_checksum_version: u32,
 }
 
-/// Layout of 14 to 18: the fields this crate reads have not moved since 13. Offsets of `ControlFileData` on a 64-bit
-/// platform; `checkPointCopy` begins at 40. 18 inserted `default_char_signedness` at 256, before the nonce.
+/// Offsets in `ControlFileData` that no version has moved, on a 64-bit platform; `checkPointCopy` begins at 40.
 mod offset {
     pub const SYSTEM_IDENTIFIER: usize = 0;
     pub const CONTROL_VERSION: usize = 8;
@@ -225,39 +226,102 @@ mod offset {
     pub const CHECKPOINT_TIMELINE: usize = 48;
     pub const CHECKPOINT_PREVIOUS_TIMELINE: usize = 52;
     pub const FULL_PAGE_WRITES: usize = 56;
-    pub const NEXT_TRANSACTION_ID: usize = 64;
-    pub const CHECKPOINT_TIME: usize = 104;
-    pub const MIN_RECOVERY_POINT: usize = 136;
-    pub const MIN_RECOVERY_POINT_TIMELINE: usize = 144;
-    pub const BACKUP_START_POINT: usize = 152;
-    pub const BACKUP_END_POINT: usize = 160;
-    pub const BACKUP_END_REQUIRED: usize = 168;
-    pub const WAL_LEVEL: usize = 172;
-    pub const WAL_LOG_HINTS: usize = 176;
-    pub const MAX_CONNECTIONS: usize = 180;
-    pub const MAX_WORKER_PROCESSES: usize = 184;
-    pub const MAX_WAL_SENDERS: usize = 188;
-    pub const MAX_PREPARED_TRANSACTIONS: usize = 192;
-    pub const MAX_LOCKS_PER_TRANSACTION: usize = 196;
-    pub const TRACK_COMMIT_TIMESTAMP: usize = 200;
-    pub const BLOCK_SIZE: usize = 216;
-    pub const RELATION_SEGMENT_BLOCKS: usize = 220;
-    pub const WAL_BLOCK_SIZE: usize = 224;
-    pub const WAL_SEGMENT_SIZE: usize = 228;
-    pub const DATA_CHECKSUM_VERSION: usize = 252;
-    pub const CRC_TO_17: usize = 288;
-    pub const CRC_FROM_18: usize = 292;
 }
 
-/// The major version and the offset of the CRC, by `PG_CONTROL_VERSION` and `CATALOG_VERSION_NO`. 14, 15 and 16
-/// share a layout; each one's catalog version was fixed at its first release candidate and lies far from the others'.
-const fn layout(control_version: u32, catalog_version: u32) -> Option<(MajorVersion, usize)> {
+/// Offsets that differ between versions.
+struct Layout {
+    next_transaction_id: usize,
+    checkpoint_time: usize,
+    min_recovery_point: usize,
+    min_recovery_point_timeline: usize,
+    backup_start_point: usize,
+    backup_end_point: usize,
+    backup_end_required: usize,
+    wal_level: usize,
+    wal_log_hints: usize,
+    max_connections: usize,
+    max_worker_processes: usize,
+    max_wal_senders: usize,
+    max_prepared_transactions: usize,
+    max_locks_per_transaction: usize,
+    track_commit_timestamp: usize,
+    block_size: usize,
+    relation_segment_blocks: usize,
+    wal_block_size: usize,
+    wal_segment_size: usize,
+    data_checksum_version: usize,
+    crc: usize,
+}
+
+const LAYOUT_14_TO_17: Layout = Layout {
+    next_transaction_id: 64,
+    checkpoint_time: 104,
+    min_recovery_point: 136,
+    min_recovery_point_timeline: 144,
+    backup_start_point: 152,
+    backup_end_point: 160,
+    backup_end_required: 168,
+    wal_level: 172,
+    wal_log_hints: 176,
+    max_connections: 180,
+    max_worker_processes: 184,
+    max_wal_senders: 188,
+    max_prepared_transactions: 192,
+    max_locks_per_transaction: 196,
+    track_commit_timestamp: 200,
+    block_size: 216,
+    relation_segment_blocks: 220,
+    wal_block_size: 224,
+    wal_segment_size: 228,
+    data_checksum_version: 252,
+    crc: 288,
+};
+
+/// 18 inserted `default_char_signedness` before the nonce.
+const LAYOUT_18: Layout = Layout {
+    crc: 292,
+    ..LAYOUT_14_TO_17
+};
+
+/// 19 inserted `logicalDecodingEnabled` before `nextXid` and made `nextMultiOffset` a 64-bit number, which filled the
+/// gap before `time`; `slru_pages_per_segment` precedes the sizes of WAL, `data_checksum_version_init` the checksums.
+const LAYOUT_19: Layout = Layout {
+    next_transaction_id: 72,
+    checkpoint_time: 112,
+    min_recovery_point: 144,
+    min_recovery_point_timeline: 152,
+    backup_start_point: 160,
+    backup_end_point: 168,
+    backup_end_required: 176,
+    wal_level: 180,
+    wal_log_hints: 184,
+    max_connections: 188,
+    max_worker_processes: 192,
+    max_wal_senders: 196,
+    max_prepared_transactions: 200,
+    max_locks_per_transaction: 204,
+    track_commit_timestamp: 208,
+    block_size: 224,
+    relation_segment_blocks: 228,
+    wal_block_size: 236,
+    wal_segment_size: 240,
+    data_checksum_version: 268,
+    crc: 308,
+};
+
+/// The major version and its layout, by `PG_CONTROL_VERSION` and `CATALOG_VERSION_NO`. 14, 15 and 16 share a control
+/// file version; each one's catalog version was fixed at its first release candidate and lies far from the others'.
+const fn layout(
+    control_version: u32,
+    catalog_version: u32,
+) -> Option<(MajorVersion, &'static Layout)> {
     match (control_version, catalog_version) {
-        (1300, 202_107_181) => Some((MajorVersion::V14, offset::CRC_TO_17)),
-        (1300, 202_209_061) => Some((MajorVersion::V15, offset::CRC_TO_17)),
-        (1300, 202_307_071) => Some((MajorVersion::V16, offset::CRC_TO_17)),
-        (1700, 202_406_281) => Some((MajorVersion::V17, offset::CRC_TO_17)),
-        (1800, 202_506_291) => Some((MajorVersion::V18, offset::CRC_FROM_18)),
+        (1300, 202_107_181) => Some((MajorVersion::V14, &LAYOUT_14_TO_17)),
+        (1300, 202_209_061) => Some((MajorVersion::V15, &LAYOUT_14_TO_17)),
+        (1300, 202_307_071) => Some((MajorVersion::V16, &LAYOUT_14_TO_17)),
+        (1700, 202_406_281) => Some((MajorVersion::V17, &LAYOUT_14_TO_17)),
+        (1800, 202_506_291) => Some((MajorVersion::V18, &LAYOUT_18)),
+        (1905, 202_610_061) => Some((MajorVersion::V19, &LAYOUT_19)),
         _ => None,
     }
 }
@@ -282,7 +346,7 @@ impl ControlFile {
         }
         let control_version = u32_at(bytes, offset::CONTROL_VERSION);
         let catalog_version = u32_at(bytes, offset::CATALOG_VERSION);
-        let Some((major, crc_offset)) = layout(control_version, catalog_version) else {
+        let Some((major, layout)) = layout(control_version, catalog_version) else {
             // The server's own test (xlog.c, ReadControlFile): a small number, byte-swapped, has its low half zero.
             return Err(
                 if control_version.trailing_zeros() >= 16 && control_version >> 16 != 0 {
@@ -295,11 +359,11 @@ impl ControlFile {
                 },
             );
         };
-        if bytes.len() < crc_offset + 4 {
-            return Err(too_short(crc_offset + 4));
+        if bytes.len() < layout.crc + 4 {
+            return Err(too_short(layout.crc + 4));
         }
-        let stored = u32_at(bytes, crc_offset);
-        let computed = crc32c::crc32c(&bytes[..crc_offset]);
+        let stored = u32_at(bytes, layout.crc);
+        let computed = crc32c::crc32c(&bytes[..layout.crc]);
         if stored != computed {
             return Err(ControlFileError::BadCrc { stored, computed });
         }
@@ -313,8 +377,8 @@ impl ControlFile {
         };
         let (state, wal_level, wal_segment_size) = (
             number(offset::STATE),
-            number(offset::WAL_LEVEL),
-            number(offset::WAL_SEGMENT_SIZE),
+            number(layout.wal_level),
+            number(layout.wal_segment_size),
         );
         Ok(ControlFile {
             system_identifier: SystemIdentifier(u64_at(bytes, offset::SYSTEM_IDENTIFIER)),
@@ -328,29 +392,29 @@ impl ControlFile {
             redo: lsn(offset::REDO),
             checkpoint_timeline: timeline(offset::CHECKPOINT_TIMELINE),
             checkpoint_previous_timeline: timeline(offset::CHECKPOINT_PREVIOUS_TIMELINE),
-            checkpoint_time: u64_at(bytes, offset::CHECKPOINT_TIME).cast_signed(),
+            checkpoint_time: u64_at(bytes, layout.checkpoint_time).cast_signed(),
             full_page_writes: flag(offset::FULL_PAGE_WRITES),
-            next_transaction_id: u64_at(bytes, offset::NEXT_TRANSACTION_ID),
-            min_recovery_point: lsn(offset::MIN_RECOVERY_POINT),
-            min_recovery_point_timeline: timeline(offset::MIN_RECOVERY_POINT_TIMELINE),
-            backup_start_point: lsn(offset::BACKUP_START_POINT),
-            backup_end_point: lsn(offset::BACKUP_END_POINT),
-            backup_end_required: flag(offset::BACKUP_END_REQUIRED),
+            next_transaction_id: u64_at(bytes, layout.next_transaction_id),
+            min_recovery_point: lsn(layout.min_recovery_point),
+            min_recovery_point_timeline: timeline(layout.min_recovery_point_timeline),
+            backup_start_point: lsn(layout.backup_start_point),
+            backup_end_point: lsn(layout.backup_end_point),
+            backup_end_required: flag(layout.backup_end_required),
             wal_level: WalLevel::from_u32(wal_level)
                 .ok_or_else(|| wrong("wal_level", wal_level))?,
-            wal_log_hints: flag(offset::WAL_LOG_HINTS),
-            max_connections: number(offset::MAX_CONNECTIONS),
-            max_worker_processes: number(offset::MAX_WORKER_PROCESSES),
-            max_wal_senders: number(offset::MAX_WAL_SENDERS),
-            max_prepared_transactions: number(offset::MAX_PREPARED_TRANSACTIONS),
-            max_locks_per_transaction: number(offset::MAX_LOCKS_PER_TRANSACTION),
-            track_commit_timestamp: flag(offset::TRACK_COMMIT_TIMESTAMP),
-            block_size: number(offset::BLOCK_SIZE),
-            wal_block_size: number(offset::WAL_BLOCK_SIZE),
-            relation_segment_blocks: number(offset::RELATION_SEGMENT_BLOCKS),
+            wal_log_hints: flag(layout.wal_log_hints),
+            max_connections: number(layout.max_connections),
+            max_worker_processes: number(layout.max_worker_processes),
+            max_wal_senders: number(layout.max_wal_senders),
+            max_prepared_transactions: number(layout.max_prepared_transactions),
+            max_locks_per_transaction: number(layout.max_locks_per_transaction),
+            track_commit_timestamp: flag(layout.track_commit_timestamp),
+            block_size: number(layout.block_size),
+            wal_block_size: number(layout.wal_block_size),
+            relation_segment_blocks: number(layout.relation_segment_blocks),
             wal_segment_size: WalSegmentSize::new(wal_segment_size)
                 .ok_or_else(|| wrong("WAL segment size", wal_segment_size))?,
-            data_checksum_version: number(offset::DATA_CHECKSUM_VERSION),
+            data_checksum_version: number(layout.data_checksum_version),
         })
     }
 

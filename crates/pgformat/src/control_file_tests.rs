@@ -9,18 +9,18 @@ const GOLDEN: &[u8] = include_bytes!("../tests/golden/18/pg_control.primary");
 fn changed(offset: usize, value: u32) -> Result<ControlFile, ControlFileError> {
     let mut bytes = GOLDEN.to_vec();
     bytes[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
-    let crc = crc32c::crc32c(&bytes[..offset::CRC_FROM_18]);
-    bytes[offset::CRC_FROM_18..offset::CRC_FROM_18 + 4].copy_from_slice(&crc.to_le_bytes());
+    let crc = crc32c::crc32c(&bytes[..LAYOUT_18.crc]);
+    bytes[LAYOUT_18.crc..LAYOUT_18.crc + 4].copy_from_slice(&crc.to_le_bytes());
     ControlFile::parse(&bytes)
 }
 
 #[test]
 fn unknown_versions_are_named() {
-    let error = changed(offset::CONTROL_VERSION, 1901).expect_err("19 is not known");
+    let error = changed(offset::CONTROL_VERSION, 1901).expect_err("a beta of 19 is not known");
     assert_eq!(
         error.to_string(),
         "could not read the control file: control file version 1901 (catalog version 202506291) is of no PostgreSQL \
-         version from 14 to 18"
+         version from 14 to 19"
     );
     assert_eq!(
         changed(offset::CATALOG_VERSION, 202_505_071),
@@ -43,9 +43,9 @@ fn fields_that_make_no_sense_are_named() {
         changed(offset::STATE, 7),
         field("database cluster state", 7)
     );
-    assert_eq!(changed(offset::WAL_LEVEL, 3), field("wal_level", 3));
+    assert_eq!(changed(LAYOUT_18.wal_level, 3), field("wal_level", 3));
     assert_eq!(
-        changed(offset::WAL_SEGMENT_SIZE, 1000),
+        changed(LAYOUT_18.wal_segment_size, 1000),
         field("WAL segment size", 1000)
     );
 }
@@ -59,18 +59,18 @@ fn unusual_block_sizes_are_read_and_refused() {
     };
     let field = |field, value| Err(ControlFileError::Field { field, value });
     assert_eq!(
-        refusal(offset::BLOCK_SIZE, 32768),
+        refusal(LAYOUT_18.block_size, 32768),
         field("page size", 32768)
     );
     assert_eq!(
-        refusal(offset::WAL_BLOCK_SIZE, 4096),
+        refusal(LAYOUT_18.wal_block_size, 4096),
         field("WAL page size", 4096)
     );
     assert_eq!(
-        refusal(offset::RELATION_SEGMENT_BLOCKS, 262_144),
+        refusal(LAYOUT_18.relation_segment_blocks, 262_144),
         field("pages per relation segment", 262_144)
     );
-    assert_eq!(refusal(offset::BLOCK_SIZE, 8192), Ok(()));
+    assert_eq!(refusal(LAYOUT_18.block_size, 8192), Ok(()));
 }
 
 #[test]

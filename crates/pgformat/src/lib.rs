@@ -1,4 +1,4 @@
-//! PostgreSQL's bytes and names: what is on the disk of a cluster of major version 14 to 18, and nothing else.
+//! PostgreSQL's bytes and names: what is on the disk of a cluster of major version 14 to 19, and nothing else.
 //!
 //! No I/O, no clock, no server: every function takes bytes or text and says what they mean. Each fact names the
 //! PostgreSQL source file it comes from, and `tests/golden` holds bytes written by real servers that prove it.

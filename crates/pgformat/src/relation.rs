@@ -15,7 +15,7 @@ pub enum Fork {
     Main,
     /// The free space map, `_fsm`. Not WAL-logged.
     FreeSpaceMap,
-    /// The visibility map, `_vm`. Clearing a bit leaves no trace in WAL.
+    /// The visibility map, `_vm`. A record that clears a bit names the map's block only since 17.11, 18.6 and 19.
     VisibilityMap,
     /// What an unlogged relation is reset to after a crash, `_init`.
     Init,

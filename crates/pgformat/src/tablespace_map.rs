@@ -1,7 +1,7 @@
 //! The `tablespace_map` file: where each tablespace of a backup belongs.
 //!
 //! Facts from `access/transam/xlog.c` (`do_pg_backup_start`, which writes it) and `access/transam/xlogrecovery.c`
-//! (`read_tablespace_map`); the format has not changed from 14 to 18.
+//! (`read_tablespace_map`); the format has not changed from 14 to 19.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};

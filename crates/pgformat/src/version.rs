@@ -15,17 +15,26 @@ pub enum MajorVersion {
     V17,
     /// PostgreSQL 18.
     V18,
+    /// PostgreSQL 19.
+    V19,
 }
 
 impl MajorVersion {
     /// Every known major version, oldest first.
-    pub const ALL: [MajorVersion; 5] = [
+    pub const ALL: [MajorVersion; 6] = [
         MajorVersion::V14,
         MajorVersion::V15,
         MajorVersion::V16,
         MajorVersion::V17,
         MajorVersion::V18,
+        MajorVersion::V19,
     ];
+
+    /// The oldest known major version.
+    pub const OLDEST: MajorVersion = MajorVersion::ALL[0];
+
+    /// The newest known major version.
+    pub const NEWEST: MajorVersion = MajorVersion::ALL[MajorVersion::ALL.len() - 1];
 
     /// The version of that number; `None` for one this crate does not know.
     #[must_use]
@@ -36,6 +45,7 @@ impl MajorVersion {
             16 => Some(MajorVersion::V16),
             17 => Some(MajorVersion::V17),
             18 => Some(MajorVersion::V18),
+            19 => Some(MajorVersion::V19),
             _ => None,
         }
     }
@@ -49,6 +59,7 @@ impl MajorVersion {
             MajorVersion::V16 => 16,
             MajorVersion::V17 => 17,
             MajorVersion::V18 => 18,
+            MajorVersion::V19 => 19,
         }
     }
 }
@@ -69,7 +80,11 @@ mod tests {
             assert_eq!(MajorVersion::from_u32(version.as_u32()), Some(version));
         }
         assert_eq!(MajorVersion::from_u32(13), None);
-        assert_eq!(MajorVersion::from_u32(19), None);
-        assert_eq!(MajorVersion::V18.to_string(), "18");
+        assert_eq!(MajorVersion::from_u32(20), None);
+        assert_eq!(MajorVersion::V19.to_string(), "19");
+        assert_eq!(
+            (MajorVersion::OLDEST, MajorVersion::NEWEST),
+            (MajorVersion::V14, MajorVersion::V19)
+        );
     }
 }

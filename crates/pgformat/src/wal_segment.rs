@@ -18,9 +18,6 @@ const NAME_LENGTH: usize = 24;
 /// `XLP_LONG_HEADER`: the page header carries the segment's identity.
 const LONG_HEADER_FLAG: u16 = 0x0002;
 
-/// `XLP_ALL_FLAGS` of 14 to 18.
-const ALL_FLAGS: u16 = 0x000F;
-
 /// The size of each WAL segment of a cluster: a power of two from 1 MiB to 1 GiB, chosen at `initdb`, 16 MiB unless
 /// asked otherwise (`IsValidWalSegSize`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -217,7 +214,14 @@ pub const fn wal_page_magic(major: MajorVersion) -> u16 {
         MajorVersion::V16 => 0xD113,
         MajorVersion::V17 => 0xD116,
         MajorVersion::V18 => 0xD118,
+        MajorVersion::V19 => 0xD122,
     }
+}
+
+/// Returns every flag that a WAL page of that major version may have (`XLP_ALL_FLAGS`). 19 gave up
+/// `XLP_BKP_REMOVABLE` (0x0004) and renumbered the one above it.
+pub(crate) const fn wal_page_flags(major: MajorVersion) -> u16 {
+    if major.as_u32() >= 19 { 0x0007 } else { 0x000F }
 }
 
 /// The header on the first page of a WAL segment, which says whose it is (`XLogLongPageHeaderData`).
@@ -264,12 +268,16 @@ impl WalLongHeader {
                 if bytes[..WAL_LONG_HEADER_SIZE].iter().all(|byte| *byte == 0) {
                     "it is all zeros: nothing was ever written to this segment".to_owned()
                 } else {
-                    format!("magic number {magic:04X} is of no PostgreSQL version from 14 to 18")
+                    format!(
+                        "magic number {magic:04X} is of no PostgreSQL version from {} to {}",
+                        MajorVersion::OLDEST,
+                        MajorVersion::NEWEST
+                    )
                 },
             ));
         };
         let info = u16_at(bytes, 2);
-        if info & !ALL_FLAGS != 0 {
+        if info & !wal_page_flags(major) != 0 {
             return Err(wrong(format!("unknown flags {info:04X}")));
         }
         if info & LONG_HEADER_FLAG == 0 {

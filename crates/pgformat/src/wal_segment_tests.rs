@@ -134,9 +134,15 @@ fn headers_that_cannot_be_are_refused_with_the_reason() {
     let refused = |why: &str| Err(format!("could not read the WAL segment's header: {why}"));
     assert_eq!(
         reason(0, &[0x0B, 0xD1]),
-        refused("magic number D10B is of no PostgreSQL version from 14 to 18")
+        refused("magic number D10B is of no PostgreSQL version from 14 to 19")
     );
     assert_eq!(reason(2, &[0x12, 0]), refused("unknown flags 0012"));
+    assert!(reason(2, &[0x0F, 0]).is_ok());
+    assert_eq!(
+        reason(0, &[0x22, 0xD1, 0x0F, 0]),
+        refused("unknown flags 000F"),
+        "19 has fewer"
+    );
     assert_eq!(
         reason(2, &[1, 0]),
         refused("it is not the first page of a segment")

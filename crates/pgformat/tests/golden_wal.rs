@@ -37,6 +37,18 @@ fn walk(start: Lsn, bytes: &[u8]) -> (Vec<WalEvent>, WalScanner, Result<(), WalD
     (events, scanner, fed)
 }
 
+/// A line of facts, its LSNs written as this crate does: 19 pads them with zeros.
+fn lsns_unpadded(line: &str) -> String {
+    let words: Vec<String> = line
+        .split(' ')
+        .map(|word| {
+            word.parse::<Lsn>()
+                .map_or_else(|_| word.to_owned(), |lsn| lsn.to_string())
+        })
+        .collect();
+    words.join(" ")
+}
+
 #[test]
 fn the_walk_tells_what_the_server_said() {
     for major in MajorVersion::ALL {
@@ -69,7 +81,7 @@ fn the_walk_tells_what_the_server_said() {
             })
             .collect();
         let facts = fs::read_to_string(directory(major).join("wal.facts")).expect("facts");
-        let facts: BTreeSet<String> = facts.lines().map(str::to_owned).collect();
+        let facts: BTreeSet<String> = facts.lines().map(lsns_unpadded).collect();
         assert_eq!(found, facts, "{major}");
         assert!(facts.len() >= 10, "{major}");
     }

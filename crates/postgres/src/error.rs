@@ -8,6 +8,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use leeward_pgformat::MajorVersion;
+
 use crate::backup_session::BackupFrom;
 use crate::server_facts::{MissingPrivilege, Role};
 
@@ -105,8 +107,12 @@ pub enum Error {
         /// More about why, empty or beginning with ": ".
         reason: String,
     },
-    /// The server's major version is not 14 to 18.
-    #[error("the server runs PostgreSQL {version}, and this program knows 14 to 18")]
+    /// The server's major version is none of [`MajorVersion::ALL`].
+    #[error(
+        "the server runs PostgreSQL {version}, and this program knows {} to {}",
+        MajorVersion::OLDEST,
+        MajorVersion::NEWEST
+    )]
     UnsupportedVersion {
         /// `server_version` as the server spells it.
         version: String,

@@ -1,6 +1,6 @@
 //! The header of each WAL page (`XLogPageHeaderData`, `XLogLongPageHeaderData`; `access/xlog_internal.h`).
 
-use crate::wal_segment::{WAL_LONG_HEADER_SIZE, WAL_PAGE_SIZE, wal_page_magic};
+use crate::wal_segment::{WAL_LONG_HEADER_SIZE, WAL_PAGE_SIZE, wal_page_flags, wal_page_magic};
 use crate::{
     Lsn, MajorVersion, SystemIdentifier, TimelineId, WalSegmentSize, u16_at, u32_at, u64_at,
 };
@@ -14,10 +14,11 @@ const SHORT_HEADER_SIZE: u64 = 24;
 const FIRST_IS_CONTINUATION: u16 = 0x0001;
 /// `XLP_LONG_HEADER`.
 const LONG_HEADER: u16 = 0x0002;
-/// `XLP_FIRST_IS_OVERWRITE_CONTRECORD`: the record that was to continue here never will; a crash took its rest.
-const FIRST_OVERWRITES_CONTINUATION: u16 = 0x0008;
-/// `XLP_ALL_FLAGS`.
-const ALL_FLAGS: u16 = 0x000F;
+
+/// Returns `XLP_FIRST_IS_OVERWRITE_CONTRECORD`: the record that was to continue here never will; a crash took its rest.
+const fn first_overwrites_continuation(major: MajorVersion) -> u16 {
+    if major.as_u32() >= 19 { 0x0004 } else { 0x0008 }
+}
 
 /// What earlier pages said that later ones must agree with.
 #[derive(Debug, Clone, Copy)]
@@ -68,7 +69,7 @@ impl Known {
             });
         };
         let first_of_segment = self.segment_size.offset(page) == 0;
-        if flags & !ALL_FLAGS != 0 || (flags & LONG_HEADER != 0) != first_of_segment {
+        if flags & !wal_page_flags(major) != 0 || (flags & LONG_HEADER != 0) != first_of_segment {
             return Err(WalProblem::Flags { page, flags });
         }
         if found != page {
@@ -100,7 +101,7 @@ impl Known {
         }
         self.major = Some(major);
         self.timeline = timeline;
-        Ok(if flags & FIRST_OVERWRITES_CONTINUATION != 0 {
+        Ok(if flags & first_overwrites_continuation(major) != 0 {
             PageStart::Overwrites
         } else if flags & FIRST_IS_CONTINUATION != 0 {
             PageStart::Continuation(u32_at(header, 16))

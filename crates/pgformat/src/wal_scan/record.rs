@@ -43,11 +43,15 @@ const ID_DATA_LONG: u8 = 254;
 const ID_ORIGIN: u8 = 253;
 const ID_TOPLEVEL_XID: u8 = 252;
 
-/// Offset of `time` in `CheckPoint`, the same in 14 to 18.
-const CHECKPOINT_TIME: usize = 64;
-const CHECKPOINT_BYTES: usize = 72;
 /// `xl_restore_point`: a time and `MAXFNAMELEN` bytes.
 const RESTORE_POINT_BYTES: usize = 72;
+/// The most bytes that one step wants: those of a `CheckPoint` up to its `time`, in 19.
+const BUFFER_BYTES: usize = 80;
+
+/// Returns the offset of `time` in `CheckPoint`: 19 inserted `logicalDecodingEnabled`.
+const fn checkpoint_time_offset(major: MajorVersion) -> usize {
+    if major.as_u32() >= 19 { 72 } else { 64 }
+}
 
 /// The header of a record (`XLogRecord`).
 #[derive(Debug, Clone, Copy)]
@@ -118,10 +122,7 @@ const fn lists(major: MajorVersion) -> [(u32, u64); 4] {
         (
             XINFO_HAS_DROPPED_STATS,
             // `xl_xact_stats_item`: the object's id has eight bytes since 18.
-            match major {
-                MajorVersion::V18 => 16,
-                _ => 12,
-            },
+            if major.as_u32() >= 18 { 16 } else { 12 },
         ),
         (XINFO_HAS_INVALIDATIONS, 16),
     ]
@@ -138,7 +139,7 @@ pub(super) struct Body {
     /// Bytes to pass over before the next step's.
     skip: u64,
     /// The next step's bytes, and how many it wants.
-    buffer: [u8; RESTORE_POINT_BYTES],
+    buffer: [u8; BUFFER_BYTES],
     filled: usize,
     wanted: usize,
     xinfo: u32,
@@ -175,7 +176,7 @@ impl Body {
                 _ => Step::Id,
             },
             skip: 0,
-            buffer: [0; RESTORE_POINT_BYTES],
+            buffer: [0; BUFFER_BYTES],
             filled: 0,
             wanted: 1,
             xinfo: 0,
@@ -223,7 +224,7 @@ impl Body {
                     Kind::Commit | Kind::Abort if self.has_info => 12,
                     Kind::Commit | Kind::Abort => 8,
                     Kind::RestorePoint => RESTORE_POINT_BYTES,
-                    _ => CHECKPOINT_BYTES,
+                    _ => checkpoint_time_offset(self.major) + 8,
                 };
                 self.next(Step::Main, 0, wanted);
             }
@@ -260,7 +261,7 @@ impl Body {
             }
             Kind::RestorePoint => {
                 self.time = Some(TimestampTz(first.cast_signed()));
-                let name = &self.buffer[8..];
+                let name = &self.buffer[8..RESTORE_POINT_BYTES];
                 let length = name.iter().position(|byte| *byte == 0);
                 self.name =
                     String::from_utf8_lossy(&name[..length.unwrap_or(name.len())]).into_owned();
@@ -268,7 +269,7 @@ impl Body {
             Kind::Checkpoint { .. } => {
                 self.redo = Lsn(first);
                 self.time = Some(TimestampTz::from_unix_seconds(
-                    u64_at(&self.buffer, CHECKPOINT_TIME).cast_signed(),
+                    u64_at(&self.buffer, checkpoint_time_offset(self.major)).cast_signed(),
                 ));
             }
             Kind::Switch => {}

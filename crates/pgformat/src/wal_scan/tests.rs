@@ -192,8 +192,12 @@ fn a_switch_may_be_the_last_record_of_a_segment() {
 
 #[test]
 fn what_a_crash_took_of_a_record_is_overwritten() {
-    for at_segment in [false, true] {
-        let mut wal = Writer::new(MajorVersion::V17);
+    for (major, at_segment) in MajorVersion::ALL
+        .into_iter()
+        .flat_map(|major| [(major, false), (major, true)])
+    {
+        let overwrites = if major >= MajorVersion::V19 { 4 } else { 8 };
+        let mut wal = Writer::new(major);
         let commit = wal.commit(3, 3);
         let valid = wal.previous;
         if at_segment {
@@ -207,11 +211,11 @@ fn what_a_crash_took_of_a_record_is_overwritten() {
         wal.bytes.truncate(torn as usize);
         assert!(begin < wal.position());
         wal.previous = if at_segment { before } else { valid };
-        wal.page_header(8, 0);
+        wal.page_header(overwrites, 0);
         wal.record(0, 0xD0, 0, &main_data(&[0; 16]));
         let later = wal.commit(5, 5);
         let walked = walk(&wal.bytes);
-        assert_eq!(walked.complete, Ok(()));
+        assert_eq!(walked.complete, Ok(()), "{major}");
         assert_eq!(walked.events, [commit, later.clone()]);
 
         // Who begins with that page knows nothing of the record.
@@ -222,6 +226,27 @@ fn what_a_crash_took_of_a_record_is_overwritten() {
             .expect("sound");
         assert_eq!(events, [later]);
     }
+}
+
+#[test]
+fn flags_mean_what_they_mean_in_that_version() {
+    // 0x0004 allowed to leave out full page images up to 18.
+    let mut wal = Writer::new(MajorVersion::V18);
+    wal.page_header(4, 0);
+    let commit = wal.commit(1, 1);
+    assert_eq!(walk(&wal.bytes).events, [commit]);
+    // 0x0008 is no flag since 19.
+    let mut wal = Writer::new(MajorVersion::V19);
+    wal.page_header(8, 0);
+    wal.commit(1, 1);
+    let end = walk(&wal.bytes).complete.expect_err("it ends there");
+    assert_eq!(
+        end.problem,
+        WalProblem::Flags {
+            page: START,
+            flags: 0x000A
+        }
+    );
 }
 
 #[test]
@@ -377,7 +402,7 @@ fn page_headers_that_do_not_belong_there_end_the_walk() {
 #[test]
 fn lists_before_a_prepared_transactions_id_are_stepped_over() {
     for major in MajorVersion::ALL {
-        let stats = if major == MajorVersion::V18 { 16 } else { 12 };
+        let stats = if major >= MajorVersion::V18 { 16 } else { 12 };
         for lists in 0_u32..16 {
             for (info, manager_info) in [(0x30, "commit"), (0x40, "abort")] {
                 let mut data = 5_555_i64.to_le_bytes().to_vec();
@@ -427,40 +452,44 @@ fn lists_before_a_prepared_transactions_id_are_stepped_over() {
 
 #[test]
 fn restore_points_and_checkpoints_are_told() {
-    let mut wal = Writer::new(MajorVersion::V17);
-    let mut point = 7_i64.to_le_bytes().to_vec();
-    point.extend_from_slice("Größe".as_bytes());
-    point.resize(72, 0);
-    let (begin, end) = wal.record(0, 0x70, 0, &main_data(&point));
-    let mut checkpoint = vec![0; 88];
-    checkpoint[..8].copy_from_slice(&0x123_u64.to_le_bytes());
-    checkpoint[64..72].copy_from_slice(&946_684_801_u64.to_le_bytes());
-    let shutdown = wal.record(0, 0x00, 0, &main_data(&checkpoint));
-    let online = wal.record(0, 0x10, 0, &main_data(&checkpoint));
-    let checkpoint = |(begin, end), shutdown| WalEvent::Checkpoint {
-        time: TimestampTz(1_000_000),
-        redo: Lsn(0x123),
-        shutdown,
-        begin,
-        end,
-    };
-    let walked = walk(&wal.bytes);
-    assert_eq!(
-        walked.events,
-        [
-            WalEvent::RestorePoint {
-                name: "Größe".to_owned(),
-                time: TimestampTz(7),
-                begin,
-                end
-            },
-            checkpoint(shutdown, true),
-            checkpoint(online, false),
-        ]
-    );
-    assert_eq!(walked.contents.restore_points[0].lsn, end);
-    assert_eq!(
-        walked.contents.checkpoint_time,
-        Some(TimestampTz(1_000_000))
-    );
+    for major in MajorVersion::ALL {
+        let mut wal = Writer::new(major);
+        let mut point = 7_i64.to_le_bytes().to_vec();
+        point.extend_from_slice("Größe".as_bytes());
+        point.resize(72, 0);
+        let (begin, end) = wal.record(0, 0x70, 0, &main_data(&point));
+        let mut checkpoint = vec![0xFF; 96];
+        let time = if major >= MajorVersion::V19 { 72 } else { 64 };
+        checkpoint[..8].copy_from_slice(&0x123_u64.to_le_bytes());
+        checkpoint[time..time + 8].copy_from_slice(&946_684_801_u64.to_le_bytes());
+        let shutdown = wal.record(0, 0x00, 0, &main_data(&checkpoint));
+        let online = wal.record(0, 0x10, 0, &main_data(&checkpoint));
+        let checkpoint = |(begin, end), shutdown| WalEvent::Checkpoint {
+            time: TimestampTz(1_000_000),
+            redo: Lsn(0x123),
+            shutdown,
+            begin,
+            end,
+        };
+        let walked = walk(&wal.bytes);
+        assert_eq!(
+            walked.events,
+            [
+                WalEvent::RestorePoint {
+                    name: "Größe".to_owned(),
+                    time: TimestampTz(7),
+                    begin,
+                    end
+                },
+                checkpoint(shutdown, true),
+                checkpoint(online, false),
+            ],
+            "{major}"
+        );
+        assert_eq!(walked.contents.restore_points[0].lsn, end);
+        assert_eq!(
+            walked.contents.checkpoint_time,
+            Some(TimestampTz(1_000_000))
+        );
+    }
 }
