@@ -2,6 +2,7 @@
 //! itself, with it.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use leeward_tests::contents::fingerprint;
@@ -11,11 +12,26 @@ use leeward_tests::pair::Pair;
 use leeward_tests::server::{Server, Stop, run};
 use leeward_tests::story::Story;
 
+const CONFIGURATION: [&str; 4] = [
+    "postgresql.conf",
+    "pg_hba.conf",
+    "pg_ident.conf",
+    "pg_hosts.conf",
+];
+
+/// `pg_hosts.conf` came with 19.
+fn has_hosts(folder: &Path) -> bool {
+    folder.join("pg_hosts.conf").exists()
+}
+
 /// Moves a stopped server's configuration into a directory of its own, as `pg_createcluster` lays it out.
 fn move_configuration_out(story: &Story, server: &mut Server) {
     let etc = story.path("etc");
     fs::create_dir_all(etc.join("conf.d")).expect("could not create a configuration directory");
-    for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
+    for name in CONFIGURATION {
+        if name == "pg_hosts.conf" && !has_hosts(server.data()) {
+            continue;
+        }
         fs::rename(server.data().join(name), etc.join(name))
             .expect("could not move a configuration file");
     }
@@ -26,6 +42,12 @@ fn move_configuration_out(story: &Story, server: &mut Server) {
         "data_directory = '{data}'\nhba_file = '{etc_name}/pg_hba.conf'\nident_file = '{etc_name}/pg_ident.conf'\n\
          include_dir = 'conf.d'\ninclude_dir = 'empty.d'\ninclude_if_exists = 'extra.conf'\nwork_mem = '7MB'\n"
     ));
+    if has_hosts(&etc) {
+        text.push_str(&format!(
+            "hosts_file = '{etc_name}/pg_hosts.conf'\nssl = on\nssl_sni = on\n"
+        ));
+        add_host(server, &etc);
+    }
     fs::create_dir(etc.join("empty.d")).expect("could not create an empty directory");
     let mut text = text.into_bytes();
     text.extend_from_slice(b"# caf\xe9, in Latin-1\n");
@@ -48,6 +70,29 @@ fn move_configuration_out(story: &Story, server: &mut Server) {
     server.set("config_file", &main.display().to_string());
 }
 
+/// Gives the server a host with a certificate of its own, which lies in the data directory.
+fn add_host(server: &Server, etc: &Path) {
+    let data = server.data();
+    run(Command::new("openssl")
+        .current_dir(data)
+        .args([
+            "req",
+            "-x509",
+            "-subj",
+            "/CN=db.example",
+            "-nodes",
+            "-days",
+            "2",
+        ])
+        .args(["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"])
+        .args(["-keyout", "host.key", "-out", "host.crt"]));
+    let line = format!(
+        "db.example \\\n {0}/host.crt {0}/host.key # the story's own host\n",
+        data.display()
+    );
+    fs::write(etc.join("pg_hosts.conf"), line).expect("could not write pg_hosts.conf");
+}
+
 /// The server uses the configuration that came along, and none from elsewhere.
 fn judge(server: &Server) {
     assert_eq!(server.sql("SHOW work_mem"), "7MB");
@@ -63,6 +108,15 @@ fn judge(server: &Server) {
         server.sql("SELECT count(*) FROM pg_hba_file_rules WHERE error IS NOT NULL"),
         "0"
     );
+    if has_hosts(server.data()) {
+        assert_eq!(server.sql("SHOW ssl"), "on");
+        assert!(server.sql("SHOW hosts_file").starts_with(&data));
+        assert_eq!(
+            fs::read_to_string(server.data().join("pg_hosts.conf"))
+                .expect("there is a pg_hosts.conf"),
+            "db.example \\\n \"host.crt\" \"host.key\" # the story's own host\n"
+        );
+    }
     let hba =
         fs::read_to_string(server.data().join("pg_hba.conf")).expect("there is a pg_hba.conf");
     assert!(hba.contains("the story's own rules"));
@@ -84,14 +138,12 @@ fn check(major: u32) {
 
     let backup = leeward.back_up(&pair.standby, &[]);
     let files = backup.field("configuration_files").to_string();
-    for name in [
-        "postgresql.conf",
-        "pg_hba.conf",
-        "pg_ident.conf",
-        "10-story.conf",
-        "extra.conf",
-        "nobody",
-    ] {
+    let hosts = has_hosts(&story.path("etc"));
+    for name in CONFIGURATION
+        .iter()
+        .filter(|name| hosts || **name != "pg_hosts.conf")
+        .chain(&["10-story.conf", "extra.conf", "nobody"])
+    {
         assert!(files.contains(name), "{name} is missing in {files}");
     }
     let truth = fingerprint(&pair.standby);
@@ -131,11 +183,6 @@ fn check(major: u32) {
 }
 
 #[test]
-fn postgres_14() {
-    check(14);
-}
-
-#[test]
 fn postgres_15() {
     check(15);
 }
@@ -153,4 +200,9 @@ fn postgres_17() {
 #[test]
 fn postgres_18() {
     check(18);
+}
+
+#[test]
+fn postgres_19() {
+    check(19);
 }

@@ -1,7 +1,7 @@
 //! The configuration of a copy of a data directory, restored or exported: with it, `postgres -D DIR` starts, and does not
 //! touch the files of the server that was backed up.
 //!
-//! What lay outside the data directory is below [`FOLDER`] in the copy. From the three files that the server used, all that
+//! What lay outside the data directory is below [`FOLDER`] in the copy. From the files that the server used, all that
 //! they include is followed; names of files are made to fit, relative to the file they stand in, so that the copy can lie
 //! anywhere. Settings that lead back to the old server become comments. All other bytes stay what they were.
 
@@ -12,7 +12,7 @@ use std::path::{Component, Path, PathBuf};
 
 use leeward_postgres::configuration_files::{MAX_DEPTH, is_included_name, lexical};
 use leeward_postgres::configuration_syntax::{
-    Directive, Reference, Setting, Syntax, lines, quoted_value, references, setting,
+    Directive, Reference, Setting, Syntax, host_files, lines, quoted_value, references, setting,
 };
 use leeward_repository::summary::{BackupSummary, ConfigurationSummary};
 
@@ -25,14 +25,16 @@ pub(crate) const FOLDER: &str = "configuration";
 const UNUSED: &str = ".unused";
 
 /// Settings that name places of the server that was backed up; a copy has its own.
-const PLACES: [&str; 4] = [
+const PLACES: [&str; 5] = [
     "data_directory",
     "hba_file",
     "ident_file",
+    "hosts_file",
     "external_pid_file",
 ];
 
-/// Files that a server with `ssl` on needs (`be_tls_init` in src/backend/libpq/be-secure-openssl.c), and their defaults.
+/// Files that a server with `ssl` on needs (`be_tls_init` in src/backend/libpq/be-secure-openssl.c), and their defaults;
+/// with `ssl_sni` on and hosts in `pg_hosts.conf` it needs those that stand there instead.
 const CERTIFICATES: [(&str, &str); 6] = [
     ("ssl_cert_file", "server.crt"),
     ("ssl_key_file", "server.key"),
@@ -79,11 +81,12 @@ pub(crate) struct Adoption {
 /// Settings in effect, by name, where they lead inside the data directory relative to it.
 type Settings = BTreeMap<String, Vec<u8>>;
 
-/// The three files that a server starts from.
-const ROLES: [(&str, Syntax); 3] = [
+/// The files that a server starts from.
+const ROLES: [(&str, Syntax); 4] = [
     ("postgresql.conf", Syntax::Settings),
     ("pg_hba.conf", Syntax::Rules),
     ("pg_ident.conf", Syntax::Rules),
+    ("pg_hosts.conf", Syntax::Hosts),
 ];
 
 /// The settings of `ALTER SYSTEM`.
@@ -112,6 +115,7 @@ fn adopt(
         read: Vec::new(),
         seen: BTreeMap::new(),
         named: BTreeMap::new(),
+        host_files: Vec::new(),
         adoption: Adoption::default(),
     };
     let mut stub = None;
@@ -164,6 +168,8 @@ struct Work<'a> {
     seen: BTreeMap<(PathBuf, Syntax), bool>,
     /// Files that are used under another name; what has the old one stays as it is.
     named: BTreeMap<PathBuf, PathBuf>,
+    /// What the hosts of `pg_hosts.conf` need, where it leads inside the data directory relative to it.
+    host_files: Vec<PathBuf>,
     adoption: Adoption,
 }
 
@@ -178,7 +184,8 @@ impl Work<'_> {
         let told = match standard {
             "postgresql.conf" => &used.config_file,
             "pg_hba.conf" => &used.hba_file,
-            _ => &used.ident_file,
+            "pg_ident.conf" => &used.ident_file,
+            _ => &used.hosts_file,
         };
         if let Some(told) = told {
             let told = lexical(Path::new("/"), Path::new(told));
@@ -222,7 +229,7 @@ impl Work<'_> {
         let Some(text) = text else {
             return Ok(());
         };
-        for line in lines(&text) {
+        for line in lines(syntax, &text) {
             for reference in references(syntax, line) {
                 let path = target(&origin, &reference);
                 let syntax = reference.syntax(syntax);
@@ -246,6 +253,12 @@ impl Work<'_> {
                 };
                 self.adoption.settings.insert(setting.name, value);
             }
+            if syntax == Syntax::Hosts {
+                for file in host_files(line) {
+                    let place = self.relative_to_data(&file.path).unwrap_or(file.path);
+                    self.host_files.push(place);
+                }
+            }
         }
         self.read.push(Read {
             place,
@@ -261,7 +274,7 @@ impl Work<'_> {
         for file in std::mem::take(&mut self.read) {
             let place = self.final_place(&file.place);
             let mut text = Vec::with_capacity(file.text.len());
-            for line in lines(&file.text) {
+            for line in lines(file.syntax, &file.text) {
                 text.extend(self.line(&file, &place, line, ssl_off));
             }
             if place != file.place || text != file.text {
@@ -295,6 +308,13 @@ impl Work<'_> {
                 Some(Named::Unchanged) => {}
                 Some(Named::Now(to)) => out = reference.renamed(file.syntax, &out, &to),
                 None => return commented("not in the backup", line),
+            }
+        }
+        if file.syntax == Syntax::Hosts {
+            for named in host_files(&out).iter().rev() {
+                if let Some(inside) = self.relative_to_data(&named.path) {
+                    out = named.renamed(&out, &inside);
+                }
             }
         }
         if file.syntax != Syntax::Settings {
@@ -345,18 +365,28 @@ impl Work<'_> {
 
     /// The value of a setting that names something in the old data directory, relative to it as it may be.
     fn inside(&self, setting: &Setting) -> Option<PathBuf> {
-        let path = Path::new(OsStr::from_bytes(&setting.value));
-        let inside = self
-            .origins
+        WITHIN
+            .contains(&setting.name.as_str())
+            .then(|| self.relative_to_data(Path::new(OsStr::from_bytes(&setting.value))))?
+    }
+
+    /// An absolute path into the old data directory, relative to it.
+    fn relative_to_data(&self, path: &Path) -> Option<PathBuf> {
+        self.origins
             .iter()
-            .find_map(|origin| path.strip_prefix(origin).ok())?;
-        (WITHIN.contains(&setting.name.as_str()) && inside != Path::new(""))
-            .then(|| inside.to_owned())
+            .find_map(|origin| path.strip_prefix(origin).ok())
+            .filter(|inside| *inside != Path::new(""))
+            .map(Path::to_owned)
     }
 
     fn is_without_certificates(&self) -> bool {
         let settings = &self.adoption.settings;
-        settings.get("ssl").is_some_and(|value| is_true(value))
+        let is_on = |name: &str| settings.get(name).is_some_and(|value| is_true(value));
+        if is_on("ssl_sni") && !self.host_files.is_empty() {
+            let absent = |file: &PathBuf| !self.copy.can_open(file);
+            return is_on("ssl") && self.host_files.iter().any(absent);
+        }
+        is_on("ssl")
             && CERTIFICATES.iter().any(|(name, default)| {
                 let value = settings
                     .get(*name)

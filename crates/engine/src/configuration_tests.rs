@@ -33,6 +33,7 @@ fn used(config: &str, hba: &str, ident: &str) -> ConfigurationSummary {
         config_file: told(config),
         hba_file: told(hba),
         ident_file: told(ident),
+        hosts_file: None,
         data_directory: Some("/linked/data".to_owned()),
     }
 }
@@ -245,4 +246,72 @@ fn ssl_stays_on_with_its_certificate() {
         assert_eq!(adoption.notes, [""; 0], "{certificate}");
         assert_eq!(adoption.settings["ssl"], b"yes");
     }
+}
+
+#[test]
+fn hosts_from_outside_come_along_with_paths_made_to_fit() {
+    let mut from_etc = used("", "", "");
+    from_etc.hosts_file = Some("/etc/pg/hosts".to_owned());
+    let adoption = check(
+        Some(from_etc),
+        &["/etc/pg/hosts"],
+        &[
+            (
+                "postgresql.conf",
+                b"ssl = on\nssl_sni = on\nhosts_file = '/etc/pg/hosts'\n",
+            ),
+            ("pg_hosts.conf", b"# HOSTNAME\n"),
+            (
+                "configuration/etc/pg/hosts",
+                b"@names \"/srv/data/a b.crt\" /linked/data/a.key # one\ninclude more\n",
+            ),
+            ("configuration/etc/pg/names", b"a.example\n"),
+            (
+                "configuration/etc/pg/more",
+                b"b.example /etc/ssl/b.crt b.key ca.crt \"cat /etc/pass\" off\n",
+            ),
+            ("a b.crt", b""),
+            ("a.key", b""),
+            ("b.key", b""),
+            ("ca.crt", b""),
+            ("/etc/ssl/b.crt", b""),
+        ],
+        &[
+            (
+                "postgresql.conf",
+                b"ssl = on\nssl_sni = on\n# not in a copy: hosts_file = '/etc/pg/hosts'\n",
+            ),
+            (
+                "pg_hosts.conf",
+                b"@\"configuration/etc/pg/names\" \"a b.crt\" \"a.key\" # one\ninclude \"configuration/etc/pg/more\"\n",
+            ),
+        ],
+    );
+    let unused = Path::new("pg_hosts.conf.unused");
+    assert_eq!(adoption.moved[Path::new("pg_hosts.conf")], unused);
+}
+
+#[test]
+fn ssl_needs_what_hosts_name_where_sni_is_on() {
+    let ssl = |settings: &str, hosts: &str, there: &[&str]| {
+        let copy: BTreeMap<_, _> = there
+            .iter()
+            .map(|name| (PathBuf::from(name), Vec::new()))
+            .chain([
+                ("postgresql.conf".into(), settings.as_bytes().to_vec()),
+                ("pg_hosts.conf".into(), hosts.as_bytes().to_vec()),
+            ])
+            .collect();
+        let adoption = adopt(&InMemory(copy), Path::new(DATA), None, &[]).unwrap();
+        adoption.settings["ssl"] == b"on"
+    };
+    let (own, hosts) = (["server.crt", "server.key"], ["c", "k"]);
+    let with_sni = "ssl = on\nssl_sni = on\n";
+    assert!(ssl(with_sni, "a c k\n", &hosts));
+    assert!(!ssl(with_sni, "a c k\n", &own));
+    assert!(!ssl(with_sni, "a c k ca\n", &hosts));
+    assert!(ssl(with_sni, "# nobody\n", &own), "no hosts, no SNI");
+    assert!(!ssl(with_sni, "# nobody\n", &hosts));
+    assert!(ssl("ssl = on\nssl_sni = off\n", "a c k\n", &own));
+    assert!(!ssl("ssl = on\n", "a c k\n", &hosts));
 }

@@ -1,7 +1,7 @@
 //! Configuration that lies outside the data directory, as Debian keeps it in `/etc/postgresql`.
 //!
-//! A restored directory that lacks `postgresql.conf` does not start, so a backup takes these files along: the three the
-//! server names (`config_file`, `hba_file`, `ident_file`) and what they include, directly or not
+//! A restored directory that lacks `postgresql.conf` does not start, so a backup takes these files along: those that the
+//! server names (`config_file`, `hba_file`, `ident_file`, since 19 `hosts_file`) and what they include, directly or not
 //! (`ParseConfigFp` in src/backend/utils/misc/guc-file.l; `tokenize_include_file` in src/backend/libpq/hba.c).
 //!
 //! Files go by the names that the server has for them, without following links, so that a name in one file still leads to
@@ -101,7 +101,7 @@ impl Search<'_> {
             self.files.insert(path.to_owned());
         }
         let folder = path.parent().unwrap_or(Path::new("/"));
-        for line in lines(&text) {
+        for line in lines(syntax, &text) {
             for reference in references(syntax, line) {
                 let path = lexical(folder, &reference.path);
                 let syntax = reference.syntax(syntax);

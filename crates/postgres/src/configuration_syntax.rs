@@ -1,4 +1,5 @@
-//! How `postgresql.conf`, `pg_hba.conf` and `pg_ident.conf` are spelled: their settings, and where they name other files.
+//! How `postgresql.conf`, `pg_hba.conf`, `pg_ident.conf` and `pg_hosts.conf` are spelled: their settings, and where they
+//! name other files.
 //!
 //! Everything here works on bytes: a configuration file has no encoding, and a comment in Latin-1 is nothing unusual.
 
@@ -14,6 +15,9 @@ pub enum Syntax {
     Settings,
     /// `pg_hba.conf`, `pg_ident.conf` and what they include (`tokenize_auth_file` in src/backend/libpq/hba.c).
     Rules,
+    /// `pg_hosts.conf` (since 19) and what it includes: as rules, but its fields name certificates (`parse_hosts_line` in
+    /// src/backend/libpq/be-secure-common.c).
+    Hosts,
     /// A file named as `@file` in rules, or in another such file: names and nothing else.
     List,
 }
@@ -53,9 +57,43 @@ pub struct Setting {
     pub range: Range<usize>,
 }
 
-/// The lines of a file, each with its end.
-pub fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
-    text.split_inclusive(|byte| *byte == b'\n')
+/// The lines of a file, each with its end. In all but settings a backslash at the end of a line continues it on the next
+/// one (`tokenize_auth_file` in src/backend/libpq/hba.c).
+pub fn lines(syntax: Syntax, text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let mut end = 0;
+        while end < rest.len() {
+            let length = rest[end..].iter().position(|byte| *byte == b'\n');
+            let begin = end;
+            end = length.map_or(rest.len(), |length| begin + length + 1);
+            if syntax == Syntax::Settings || !is_continued(&rest[begin..end]) {
+                break;
+            }
+        }
+        let (line, behind) = rest.split_at(end);
+        rest = behind;
+        (!line.is_empty()).then_some(line)
+    })
+}
+
+fn is_continued(line: &[u8]) -> bool {
+    let last = line.iter().rposition(|byte| *byte == b'\\');
+    last.is_some_and(|at| continuation(&line[at..]) == line.len() - at)
+}
+
+/// Bytes of a backslash that begins `rest` and the end of line right behind it; zero when there is no such thing. The
+/// server takes them out before it looks at words.
+fn continuation(rest: &[u8]) -> usize {
+    let Some(behind) = rest.strip_prefix(b"\\") else {
+        return 0;
+    };
+    let returns = behind.iter().take_while(|byte| **byte == b'\r').count();
+    if behind.get(returns) == Some(&b'\n') {
+        returns + 2
+    } else {
+        0
+    }
 }
 
 /// The other files that a line names.
@@ -72,9 +110,9 @@ pub fn references(syntax: Syntax, line: &[u8]) -> Vec<Reference> {
             })
             .into_iter()
             .collect(),
-        Syntax::Rules | Syntax::List => {
+        Syntax::Rules | Syntax::Hosts | Syntax::List => {
             let words = words(line);
-            if syntax == Syntax::Rules
+            if syntax != Syntax::List
                 && let [first, second] = words.as_slice()
                 && let Some(directive) = directive(&first.text)
             {
@@ -94,6 +132,45 @@ pub fn references(syntax: Syntax, line: &[u8]) -> Vec<Reference> {
                 })
                 .collect()
         }
+    }
+}
+
+/// A file that a line of `pg_hosts.conf` names for its host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostFile {
+    /// What is named, as it stands there: perhaps relative to the data directory.
+    pub path: PathBuf,
+    /// Where in the line the name stands, quotes and all.
+    pub range: Range<usize>,
+}
+
+/// Returns certificate, key and, where there is one, certificate authority of a line of `pg_hosts.conf`: its second to
+/// fourth field. Empty for comments, empty lines and includes.
+#[must_use]
+pub fn host_files(line: &[u8]) -> Vec<HostFile> {
+    let mut fields = 0;
+    let mut continues = false;
+    let mut files = Vec::new();
+    for word in words(line) {
+        fields += usize::from(!continues);
+        // A comma right behind a word continues its field (`next_field_expand` in src/backend/libpq/hba.c).
+        continues = line.get(word.range.end) == Some(&b',');
+        if (2..=4).contains(&fields) {
+            files.push(HostFile {
+                path: path(&word.text),
+                range: word.range,
+            });
+        }
+    }
+    // An include has two fields, a host three or more.
+    if fields < 3 { Vec::new() } else { files }
+}
+
+impl HostFile {
+    /// Returns the line with another name in this place.
+    #[must_use]
+    pub fn renamed(&self, line: &[u8], to: &Path) -> Vec<u8> {
+        replaced(line, &self.range, &quoted_word(to.as_os_str().as_bytes()))
     }
 }
 
@@ -268,10 +345,20 @@ fn words(line: &[u8]) -> Vec<Word> {
             at += 1;
             continue;
         }
+        let joint = continuation(&line[at..]);
+        if joint > 0 {
+            at += joint;
+            continue;
+        }
         let begin = at;
         let (mut text, mut in_quote, mut was_quote) = (Vec::new(), false, false);
         while at < line.len() && (in_quote || !(parts(line[at]) || line[at] == b'#')) {
             let byte = line[at];
+            let joint = continuation(&line[at..]);
+            if joint > 0 {
+                at += joint;
+                continue;
+            }
             if byte == b'"' {
                 // Two quotes in a row, inside of quotes, are one of the word.
                 if !in_quote && was_quote {
@@ -389,5 +476,54 @@ mod tests {
             assert_eq!(references(syntax, line.as_bytes()), [], "{line}");
         }
         assert_eq!(references(Syntax::Rules, b"local @a,@b @c md5").len(), 3);
+    }
+
+    #[test]
+    fn lines_go_on_behind_a_backslash() {
+        let text = b"a \\\nb\nc\\\r\nd \\x\n\\";
+        let joined: Vec<&[u8]> = lines(Syntax::Rules, text).collect();
+        assert_eq!(joined, [&b"a \\\nb\n"[..], b"c\\\r\nd \\x\n", b"\\"]);
+        assert_eq!(lines(Syntax::Settings, text).count(), 5);
+        assert_eq!(lines(Syntax::Rules, b"").count(), 0);
+        let line = b"include \\\n more # why\n";
+        let [reference] = references(Syntax::Rules, line).try_into().expect("one");
+        assert_eq!(
+            reference.renamed(Syntax::Rules, line, Path::new("m")),
+            b"include \\\n \"m\" # why\n"
+        );
+    }
+
+    #[test]
+    fn files_of_hosts() {
+        let files = |line: &str| -> Vec<String> {
+            host_files(line.as_bytes())
+                .into_iter()
+                .map(|file| file.path.display().to_string())
+                .collect()
+        };
+        assert_eq!(files("a.example c.pem k.pem"), ["c.pem", "k.pem"]);
+        assert_eq!(
+            files("a.example,b.example \"/my certificates/c\" k ca.pem \"cat /pass\" on # why\n"),
+            ["/my certificates/c", "k", "ca.pem"]
+        );
+        assert_eq!(files("# HOSTNAME CERTIFICATE KEY"), [""; 0]);
+        assert_eq!(files("include more_hosts.conf"), [""; 0]);
+        assert_eq!(files("\n"), [""; 0]);
+        assert_eq!(
+            files("a.example \\\n  c.p\\\r\nem k.pem\\\n"),
+            ["c.pem", "k.pem"],
+            "one line in three"
+        );
+        let line = b"@names c k # why\n";
+        let [certificate, _] = host_files(line).try_into().expect("two files");
+        assert_eq!(
+            certificate.renamed(line, Path::new("d e")),
+            b"@names \"d e\" k # why\n"
+        );
+        assert_eq!(references(Syntax::Hosts, line)[0].path, Path::new("names"));
+        assert_eq!(
+            references(Syntax::Hosts, b"include x")[0].directive,
+            Directive::Include
+        );
     }
 }

@@ -146,6 +146,8 @@ pub struct ServerFacts {
     pub hba_file: Option<PathBuf>,
     /// `ident_file`, likewise.
     pub ident_file: Option<PathBuf>,
+    /// `hosts_file`, likewise; a setting since 19.
+    pub hosts_file: Option<PathBuf>,
     /// Every file that a setting in force comes from (`pg_settings.sourcefile`), likewise; included files are here.
     pub settings_files: Vec<PathBuf>,
     /// `wal_segment_size`.
@@ -212,6 +214,7 @@ impl ServerFacts {
             config_file: settings.path("config_file"),
             hba_file: settings.path("hba_file"),
             ident_file: settings.path("ident_file"),
+            hosts_file: settings.path("hosts_file"),
             settings_files: read_settings_files(connection)?,
             wal_segment_size: WalSegmentSize::new(wal_segment_size).ok_or_else(|| {
                 unexpected(DURING, &format!("wal_segment_size is {wal_segment_size}"))
@@ -230,7 +233,7 @@ impl ServerFacts {
         })
     }
 
-    /// Whether this program knows such a server: 14 to 18 (refused by [`ServerFacts::read`] already), pages of 8192
+    /// Whether this program knows such a server: 14 to 19 (refused by [`ServerFacts::read`] already), pages of 8192
     /// bytes, and a `wal_level` that recovery can use.
     ///
     /// # Errors
@@ -344,7 +347,7 @@ struct Settings(Rows);
 impl Settings {
     fn read(connection: &mut Connection) -> Result<Settings, Error> {
         let sql = "SELECT name, setting FROM pg_settings WHERE name IN ('data_directory', 'config_file', 'hba_file', \
-             'ident_file', 'wal_segment_size', 'block_size', 'wal_level', 'max_replication_slots', 'max_wal_senders', \
+             'ident_file', 'hosts_file', 'wal_segment_size', 'block_size', 'wal_level', 'max_replication_slots', 'max_wal_senders', \
              'max_slot_wal_keep_size', 'wal_keep_size', 'archive_mode', 'archive_command', 'archive_library', \
              'restore_command', 'recovery_min_apply_delay')";
         ask(connection, sql).map(Settings)

@@ -26,7 +26,7 @@ pub struct BackupSummary {
     pub system_identifier: SystemIdentifier,
     /// The server's version, as `15.18`.
     pub postgres_version: String,
-    /// The server's major version, 14 to 18.
+    /// The server's major version, 14 to 19.
     pub major: u32,
     /// The role of the server that was read.
     pub from: BackupFrom,
@@ -109,6 +109,9 @@ pub struct ConfigurationSummary {
     /// What takes the place of `pg_ident.conf`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ident_file: Option<String>,
+    /// What takes the place of `pg_hosts.conf`, since 19.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hosts_file: Option<String>,
     /// The data directory under the name that the server uses, which may lead there through links.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_directory: Option<String>,

@@ -135,6 +135,7 @@ pub(super) fn summary(parts: &Parts<'_>) -> Result<BackupSummary> {
             config_file: text(&facts.config_file),
             hba_file: text(&facts.hba_file),
             ident_file: text(&facts.ident_file),
+            hosts_file: text(&facts.hosts_file),
             data_directory: text(&facts.data_directory),
         }),
         replay_lag: (parts.role == Role::Standby).then(|| ReplayLag {

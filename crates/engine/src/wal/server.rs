@@ -11,7 +11,7 @@ use leeward_pgformat::wal_segment::{
     WAL_LONG_HEADER_SIZE, WalLongHeader, WalSegmentName, WalSegmentSize, parse_history_file_name,
 };
 use leeward_pgformat::{Lsn, SystemIdentifier, TimelineHistory, TimelineId, WalScanner};
-use leeward_postgres::configuration_syntax;
+use leeward_postgres::configuration_syntax::{self, Syntax};
 use leeward_postgres::data_directory::DataDirectory;
 
 /// The settings that end recovery early (`xlogrecovery.c`).
@@ -67,8 +67,8 @@ impl ServerDirectories {
         // In the order in which they override each other.
         for file in ["postgresql.conf", "postgresql.auto.conf"] {
             let text = fs::read(self.data.join(file)).unwrap_or_default();
-            let settings =
-                configuration_syntax::lines(&text).filter_map(configuration_syntax::setting);
+            let settings = configuration_syntax::lines(Syntax::Settings, &text)
+                .filter_map(configuration_syntax::setting);
             for setting in settings.filter(|setting| RECOVERY_TARGETS.contains(&&*setting.name)) {
                 targets.insert(setting.name, setting.value);
             }
