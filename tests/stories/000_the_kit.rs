@@ -49,12 +49,16 @@ fn check(major: u32) {
     );
 
     reference.stop(Stop::Fast);
-    if tools_understand(major) {
+    if tools_understand(story.installation()) {
         assert_eq!(
-            pg_controldata(reference.data(), "Database cluster state"),
+            pg_controldata(
+                story.installation(),
+                reference.data(),
+                "Database cluster state"
+            ),
             "shut down"
         );
-        pg_checksums(reference.data(), major);
+        pg_checksums(story.installation(), reference.data());
     }
 
     // A damaged page is seen by the checks that other stories rely on.
@@ -80,11 +84,6 @@ fn check(major: u32) {
 }
 
 #[test]
-fn postgres_14() {
-    check(14);
-}
-
-#[test]
 fn postgres_15() {
     check(15);
 }
@@ -102,4 +101,9 @@ fn postgres_17() {
 #[test]
 fn postgres_18() {
     check(18);
+}
+
+#[test]
+fn postgres_19() {
+    check(19);
 }

@@ -10,6 +10,7 @@ use leeward_tests::pair::Pair;
 use leeward_tests::reference;
 use leeward_tests::server::{Initdb, Stop};
 use leeward_tests::story::Story;
+use leeward_tests::tools::set_checksums;
 
 fn check(major: u32) {
     let story = Story::begin(major);
@@ -32,23 +33,32 @@ fn check(major: u32) {
         "the restored contents differ from what they were at the stop LSN",
     );
 
-    // A header that is nonsense needs no checksum to be found.
+    // Turned on later, they count from then on.
     pair.stop_primary();
     let file = pair
         .standby
         .sql("SELECT pg_relation_filepath('pgbench_accounts')");
     pair.standby.stop(Stop::Fast);
-    PageDamage::PageSize.inflict(&pair.standby.data().join(&file), 21);
+    let table = pair.standby.data().join(&file);
+    if set_checksums(story.installation(), pair.standby.data(), true) {
+        PageDamage::FlippedBit.inflict(&table, 17);
+        pair.standby.start();
+        leeward
+            .backup(&pair.standby, &[])
+            .expect(exit::DAMAGED)
+            .expect_words(&[&file, "17"]);
+        assert_eq!(leeward.latest().field("data_checksums"), true);
+        pair.standby.stop(Stop::Fast);
+        set_checksums(story.installation(), pair.standby.data(), false);
+    }
+
+    // A header that is nonsense needs no checksum to be found.
+    PageDamage::PageSize.inflict(&table, 21);
     pair.standby.start();
     leeward
         .backup(&pair.standby, &[])
         .expect(exit::DAMAGED)
         .expect_words(&[&file, "21"]);
-}
-
-#[test]
-fn postgres_14() {
-    check(14);
 }
 
 #[test]
@@ -69,4 +79,9 @@ fn postgres_17() {
 #[test]
 fn postgres_18() {
     check(18);
+}
+
+#[test]
+fn postgres_19() {
+    check(19);
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 /// The major version whose tools come from the system's packages: `pgbench`, `psql` and `pg_controldata` are its.
-pub(crate) const SYSTEM_MAJOR: u32 = 15;
+const SYSTEM_MAJOR: u32 = 15;
 
 /// One installed PostgreSQL.
 #[derive(Debug, Clone)]
@@ -31,7 +31,7 @@ impl Installation {
         }
     }
 
-    /// The major version, 14 to 18.
+    /// The major version, 14 to 19.
     pub fn major(&self) -> u32 {
         self.major
     }

@@ -23,9 +23,13 @@ pub fn start_restored(story: &Story, server: &mut Server, backup: &Backup) {
     for name in LEFT_BEHIND {
         assert!(!server.data().join(name).exists(), "{name} came along");
     }
-    if tools_understand(story.installation().major()) {
+    if tools_understand(story.installation()) {
         assert_eq!(
-            pg_controldata(server.data(), "Database system identifier"),
+            pg_controldata(
+                story.installation(),
+                server.data(),
+                "Database system identifier"
+            ),
             backup.text("system_identifier")
         );
     }
@@ -67,12 +71,16 @@ pub fn assert_sound(story: &Story, server: &mut Server, backup: &Backup, truth: 
     server.sql("INSERT INTO story.fleeting VALUES (1, 'alive'); INSERT INTO story.shapes VALUES (0, '{1}', '(1,1)')");
     assert_amcheck_clean(server);
     server.stop(Stop::Fast);
-    if tools_understand(story.installation().major()) {
+    if tools_understand(story.installation()) {
         assert_eq!(
-            pg_controldata(server.data(), "Database cluster state"),
+            pg_controldata(
+                story.installation(),
+                server.data(),
+                "Database cluster state"
+            ),
             "shut down"
         );
-        pg_checksums(server.data(), story.installation().major());
+        pg_checksums(story.installation(), server.data());
     }
 }
 

@@ -13,6 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::deadline::{PATIENCE, reached, wait_until};
 use crate::installation::{Installation, system_tool};
 use crate::story::Story;
+use crate::tools::{set_checksums, tools_understand};
 
 /// How to ask a server to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +76,8 @@ impl Server {
         ]);
         initdb.arg("-D").arg(&server.data);
         initdb.arg(format!("--wal-segsize={}", how.wal_segment_mib));
-        if how.checksums {
+        let off_later = !how.checksums && tools_understand(&server.installation);
+        if how.checksums || off_later {
             initdb.arg("--data-checksums");
         } else if server.installation.major() >= 18 {
             initdb.arg("--no-data-checksums");
@@ -86,6 +88,9 @@ impl Server {
                 .arg(story.path(&format!("{name}.wal")));
         }
         run(&mut initdb);
+        if off_later {
+            set_checksums(&server.installation, &server.data, false);
+        }
         server.append_config(
             "fsync = off
              wal_level = replica

@@ -154,7 +154,8 @@ pub struct ServerFacts {
     pub wal_segment_size: WalSegmentSize,
     /// `block_size` in bytes.
     pub block_size_bytes: u32,
-    /// Whether pages carry checksums (`pg_control_init()`).
+    /// Whether pages carry checksums (`data_checksums`; since 19 `pg_control_init()` tells what `initdb` chose instead, even
+    /// after `pg_checksums` has changed it).
     pub data_checksums: bool,
     /// Whether the primary wrote full page images at the last checkpoint (`pg_control_checkpoint()`).
     pub full_page_writes: bool,
@@ -220,7 +221,7 @@ impl ServerFacts {
                 unexpected(DURING, &format!("wal_segment_size is {wal_segment_size}"))
             })?,
             block_size_bytes: settings.number("block_size")?,
-            data_checksums: control.parse::<u32>(0, 2)? != 0,
+            data_checksums: control.is_true(0, 2),
             full_page_writes: control.is_true(0, 3),
             tablespaces: read_tablespaces(connection)?,
             replay,
@@ -275,7 +276,7 @@ impl ServerFacts {
 /// Role, identity and control file. `pg_control_*` may be called by everybody (`system_functions.sql`).
 const CONTROL: &str = "SELECT pg_is_in_recovery(), \
      (SELECT system_identifier FROM pg_control_system()), \
-     (SELECT data_page_checksum_version FROM pg_control_init()), \
+     current_setting('data_checksums')::bool, \
      (SELECT full_page_writes FROM pg_control_checkpoint()), \
      current_user::text, current_database()::text";
 
