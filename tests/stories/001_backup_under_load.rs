@@ -2,7 +2,7 @@
 
 use leeward_tests::contents::fingerprint;
 use leeward_tests::judgement::assert_sound;
-use leeward_tests::leeward::Leeward;
+use leeward_tests::leeward::{Leeward, exit};
 use leeward_tests::load::Load;
 use leeward_tests::pair::Pair;
 use leeward_tests::reference;
@@ -14,8 +14,15 @@ fn check(major: u32) {
     let leeward = Leeward::new(&story);
     let mut load = Load::start(&story, &pair.primary);
 
-    let backup = leeward.back_up(&pair.standby, &[]);
+    let told = leeward.backup(&pair.standby, &[]).expect(exit::DONE);
     assert!(load.is_running(), "the load ended by itself");
+    // 14 is taken with a warning, in one line that says since when and what to do.
+    let ended = told
+        .stderr
+        .lines()
+        .filter(|line| line.contains("reached its end of life on") && line.contains("upgrade"));
+    assert_eq!(ended.count(), usize::from(major == 14), "{}", told.stderr);
+    let backup = leeward.latest();
     assert_eq!(backup.text("from"), "standby");
     assert!(backup.count("pages_checked") > 1000, "{:#}", backup.0);
     // The cluster goes on, and is not in the backup.
@@ -59,4 +66,9 @@ fn postgres_17() {
 #[test]
 fn postgres_18() {
     check(18);
+}
+
+#[test]
+fn postgres_19() {
+    check(19);
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use leeward_postgres::data_directory::path_from_bytes;
+use leeward_postgres::known_faults::recovery_warning;
 use leeward_repository::file_path::Root;
 use leeward_repository::manifest::{
     Content, Entry, FileKind, FileRecord, ManifestReader, WalRecord,
@@ -72,7 +73,8 @@ pub fn export(
     let manifest = open_manifest(store, &cluster, &summary)?;
     let survey = Survey::of(&manifest)?;
     let adoption = adopted(store, cluster.name(), &summary, &manifest, &survey)?;
-    for note in &adoption.notes {
+    let caution = recovery_warning(&summary.postgres_version);
+    for note in adoption.notes.iter().chain(&caution) {
         observe(Event::Notice(note.clone()));
     }
     observe(Event::Phase(Phase::Exporting));

@@ -1,8 +1,9 @@
 //! What `--json` prints: one object, its fields described in `docs/json.md` and kept. These are mirrors of the engine's
 //! types, so that those may change and this may not.
 
+use leeward_postgres::known_faults::standby_warning;
 use leeward_repository::catalog::Backups;
-use leeward_repository::summary::BackupSummary;
+use leeward_repository::summary::{BackupFrom, BackupSummary};
 use serde_json::{Value, json};
 
 use crate::output;
@@ -21,8 +22,8 @@ pub fn backup(summary: &BackupSummary) -> Value {
         "system_identifier": s.system_identifier.to_string(),
         "postgres_version": s.postgres_version,
         "from": match s.from {
-            leeward_repository::summary::BackupFrom::Standby => "standby",
-            leeward_repository::summary::BackupFrom::Primary => "primary",
+            BackupFrom::Standby => "standby",
+            BackupFrom::Primary => "primary",
         },
         "host": s.host,
         "started_at": s.started_at,
@@ -59,7 +60,16 @@ pub fn backup(summary: &BackupSummary) -> Value {
             "relation": d.relation, "blocks": d.blocks,
         })).collect::<Vec<_>>(),
         "leeward_version": s.leeward_version,
+        "version_warning": version_warning(s),
     })
+}
+
+/// What the version of the server that was backed up is known for.
+pub fn version_warning(summary: &BackupSummary) -> Option<String> {
+    match summary.from {
+        BackupFrom::Standby => standby_warning(&summary.postgres_version),
+        BackupFrom::Primary => None,
+    }
 }
 
 /// The backups of one cluster.

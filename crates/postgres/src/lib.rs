@@ -6,6 +6,7 @@
 //! | [`connection`] | one session by libpq: query, deadline, cancel |
 //! | [`server_user`] | the user that a server runs as, and acting with its rights |
 //! | [`server_facts`] | what a backup has to know about a server, and what is missing, with the statement that grants it |
+//! | [`known_faults`] | minor versions that a standby should not run, and major versions past their end |
 //! | [`backup_session`] | slot, `pg_backup_start`, position, `pg_backup_stop`: one session for a whole backup |
 //! | [`replication`] | WAL as it is written, from a walsender |
 //! | [`bin_directory`] | the programs of a PostgreSQL installation |
@@ -27,6 +28,7 @@ pub mod connection;
 pub mod data_directory;
 pub mod directory;
 pub mod error;
+pub mod known_faults;
 mod libpq;
 mod opening;
 pub mod postmaster_pid;

@@ -26,6 +26,7 @@ use leeward_postgres::backup_session::{BackupFrom, BackupSession, BackupStop, Po
 use leeward_postgres::configuration_files::{OutsideFiles, outside_files};
 use leeward_postgres::configuration_syntax::Syntax;
 use leeward_postgres::data_directory::{DataDirectory, EntryKind, Pass};
+use leeward_postgres::known_faults::{end_of_life_warning, standby_warning};
 use leeward_postgres::server_facts::{Role, ServerFacts};
 use leeward_repository::backup_id::BackupId;
 use leeward_repository::catalog::Cluster;
@@ -112,6 +113,7 @@ pub fn backup(
     facts.check_supported().map_err(Error::from)?;
     options.from.check_server(&facts)?;
     facts.check_privileges().map_err(Error::from)?;
+    warn_of_version(&facts, observe);
 
     let cluster = repository::open_or_create(
         store,
@@ -147,6 +149,17 @@ pub fn backup(
         )));
     }
     Ok(outcome)
+}
+
+/// Tells of a major version past its end, and of faults of a standby's minor version.
+fn warn_of_version(facts: &ServerFacts, observe: Observer<'_>) {
+    let ended = facts.version.major.and_then(end_of_life_warning);
+    let faults = (facts.role == Role::Standby)
+        .then(|| standby_warning(&facts.version.text))
+        .flatten();
+    for warning in ended.into_iter().chain(faults) {
+        observe(Event::Notice(warning));
+    }
 }
 
 fn jiff_now() -> jiff::Timestamp {
@@ -302,6 +315,7 @@ impl Run<'_> {
             (Syntax::Settings, &facts.config_file),
             (Syntax::Rules, &facts.hba_file),
             (Syntax::Rules, &facts.ident_file),
+            (Syntax::Hosts, &facts.hosts_file),
         ]
         .into_iter()
         .filter_map(|(syntax, file)| Some((syntax, file.as_deref()?)))

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use leeward_pgformat::{TablespaceMap, TimelineId};
+use leeward_postgres::known_faults::recovery_warning;
 use leeward_repository::catalog::Cluster;
 use leeward_repository::file_path::FilePath;
 use leeward_repository::layout;
@@ -182,6 +183,7 @@ pub fn restore(
     let mut notes = choice.notes;
     notes.extend(run.complete(&aside)?);
     notes.extend(run.settings.afterwards());
+    notes.extend(recovery_warning(&summary.postgres_version));
     mark.complete()?;
     Ok(RestoreOutcome {
         summary,

@@ -1,5 +1,6 @@
 //! `leeward list`
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use leeward_engine::catalog;
@@ -44,6 +45,14 @@ pub fn run(global: &Global, config: &Config) -> Result<ExitCode, Failure> {
             ];
             output::data(&table(&titles, &rows));
         }
+    }
+    let warnings: BTreeSet<String> = clusters
+        .iter()
+        .flat_map(|cluster| &cluster.backups.sound)
+        .filter_map(json::version_warning)
+        .collect();
+    for warning in warnings {
+        output::say(&warning);
     }
     for (id, error) in clusters
         .iter()

@@ -110,6 +110,9 @@ fn text(s: &BackupSummary) -> String {
     for file in &s.configuration_files {
         rows.push(("configuration", file.clone()));
     }
+    if let Some(warning) = json::version_warning(s) {
+        rows.push(("WARNING", warning));
+    }
     for damaged in &s.damaged {
         let blocks: Vec<String> = damaged.blocks.iter().map(u32::to_string).collect();
         rows.push((
