@@ -58,11 +58,6 @@ fn files(directory: &std::path::Path) -> std::collections::BTreeSet<std::ffi::Os
 }
 
 #[test]
-fn postgres_14() {
-    check(14);
-}
-
-#[test]
 fn postgres_15() {
     check(15);
 }
@@ -80,4 +75,9 @@ fn postgres_17() {
 #[test]
 fn postgres_18() {
     check(18);
+}
+
+#[test]
+fn postgres_19() {
+    check(19);
 }

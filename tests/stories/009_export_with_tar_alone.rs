@@ -114,3 +114,8 @@ fn postgres_17() {
 fn postgres_18() {
     check(18);
 }
+
+#[test]
+fn postgres_19() {
+    check(19);
+}

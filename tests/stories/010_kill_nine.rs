@@ -139,16 +139,6 @@ fn again(leeward: &Leeward<'_>, to: &Path) {
 }
 
 #[test]
-fn backup_postgres_14() {
-    kill_backups(14);
-}
-
-#[test]
-fn restore_postgres_14() {
-    kill_restores(14);
-}
-
-#[test]
 fn backup_postgres_15() {
     kill_backups(15);
 }
@@ -184,6 +174,16 @@ fn backup_postgres_18() {
 }
 
 #[test]
+fn backup_postgres_19() {
+    kill_backups(19);
+}
+
+#[test]
 fn restore_postgres_18() {
     kill_restores(18);
+}
+
+#[test]
+fn restore_postgres_19() {
+    kill_restores(19);
 }

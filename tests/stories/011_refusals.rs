@@ -264,11 +264,6 @@ fn bucket() {
 }
 
 #[test]
-fn postgres_14() {
-    check(14);
-}
-
-#[test]
 fn postgres_15() {
     check(15);
 }
@@ -286,4 +281,9 @@ fn postgres_17() {
 #[test]
 fn postgres_18() {
     check(18);
+}
+
+#[test]
+fn postgres_19() {
+    check(19);
 }

@@ -104,6 +104,6 @@ fn postgres_15() {
 }
 
 #[test]
-fn postgres_18() {
-    check(18, 5);
+fn postgres_19() {
+    check(19, 5);
 }

@@ -1,11 +1,14 @@
 //! What belongs to the running server stays with it; everything else comes along as it is.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use leeward_tests::leeward::Leeward;
 use leeward_tests::pair::Pair;
+use leeward_tests::server::{Server, run};
 use leeward_tests::story::Story;
 
 fn write(path: &Path) {
@@ -17,9 +20,60 @@ fn is_empty(directory: &Path) -> bool {
     fs::read_dir(directory).is_ok_and(|mut entries| entries.next().is_none())
 }
 
+/// The paths of everything below a directory but what lies in `pg_wal`.
+fn paths(root: &Path) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    let mut folders = vec![root.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).expect("could not read a directory") {
+            let entry = entry.expect("could not read a directory");
+            let path = entry.path();
+            let relative = path.strip_prefix(root).expect("it is inside").to_owned();
+            if entry.file_type().expect("it has a type").is_dir() && relative != Path::new("pg_wal")
+            {
+                folders.push(path);
+            }
+            found.insert(relative);
+        }
+    }
+    found
+}
+
+/// What the server itself leaves out of a base backup (`excludeDirContents`, `excludeFiles`), this backup leaves out, and
+/// nothing else; with the few declared exceptions. Asked where the server's package has the tool: on the oldest and the
+/// newest major version.
+fn compare_with_basebackup(story: &Story, standby: &Server, copy: &Path) {
+    let tool = story.installation().program("pg_basebackup");
+    if !tool.exists() {
+        return;
+    }
+    let to = story.path("basebackup");
+    run(Command::new(tool)
+        .args(["--wal-method=none", "--checkpoint=fast", "--no-sync"])
+        .args(["--no-manifest", "--dbname"])
+        .arg(standby.conninfo())
+        .arg("--pgdata")
+        .arg(&to));
+    let (theirs, ours) = (paths(&to), paths(copy));
+    let difference = |of: &BTreeSet<PathBuf>, and: &BTreeSet<PathBuf>| -> Vec<String> {
+        of.difference(and)
+            .map(|path| path.display().to_string())
+            .collect()
+    };
+    // A restore decides anew how the server recovers.
+    assert_eq!(difference(&theirs, &ours), ["standby.signal"]);
+    // The server's tool knows no links but those of tablespaces.
+    assert_eq!(
+        difference(&ours, &theirs),
+        ["dangling", "link", "recovery.signal"]
+    );
+}
+
 fn check(major: u32) {
     let story = Story::begin(major);
-    let pair = Pair::new(&story);
+    let mut pair = Pair::new(&story);
+    // Two backups of the same files are compared below.
+    pair.stop_primary();
     let data = pair.standby.data();
     pair.standby
         .sql("SELECT pg_create_physical_replication_slot('kept_here', true)");
@@ -137,6 +191,8 @@ fn check(major: u32) {
         mode(&data.join("PG_VERSION"))
     );
 
+    compare_with_basebackup(&story, &pair.standby, &copy);
+
     restored.start();
     assert_eq!(
         restored.sql("SELECT count(*) FROM pg_replication_slots"),
@@ -147,11 +203,6 @@ fn check(major: u32) {
             .sql("SELECT slot_name FROM pg_replication_slots"),
         "kept_here"
     );
-}
-
-#[test]
-fn postgres_14() {
-    check(14);
 }
 
 #[test]
@@ -172,4 +223,9 @@ fn postgres_17() {
 #[test]
 fn postgres_18() {
     check(18);
+}
+
+#[test]
+fn postgres_19() {
+    check(19);
 }

@@ -109,6 +109,6 @@ fn postgres_15() {
 }
 
 #[test]
-fn postgres_18() {
-    check(18);
+fn postgres_19() {
+    check(19);
 }

@@ -462,11 +462,6 @@ fn listing(folder: &Path) -> usize {
 }
 
 #[test]
-fn two_senders_postgres_14() {
-    two_senders(14);
-}
-
-#[test]
 fn two_senders_postgres_15() {
     two_senders(15);
 }
@@ -487,8 +482,8 @@ fn two_senders_postgres_18() {
 }
 
 #[test]
-fn behind_postgres_14() {
-    behind(14);
+fn two_senders_postgres_19() {
+    two_senders(19);
 }
 
 #[test]
@@ -512,8 +507,8 @@ fn behind_postgres_18() {
 }
 
 #[test]
-fn refused_postgres_14() {
-    refused(14);
+fn behind_postgres_19() {
+    behind(19);
 }
 
 #[test]
@@ -537,8 +532,8 @@ fn refused_postgres_18() {
 }
 
 #[test]
-fn hindered_postgres_14() {
-    hindered(14);
+fn refused_postgres_19() {
+    refused(19);
 }
 
 #[test]
@@ -562,8 +557,8 @@ fn hindered_postgres_18() {
 }
 
 #[test]
-fn at_once_postgres_14() {
-    at_once(14);
+fn hindered_postgres_19() {
+    hindered(19);
 }
 
 #[test]
@@ -584,4 +579,9 @@ fn at_once_postgres_17() {
 #[test]
 fn at_once_postgres_18() {
     at_once(18);
+}
+
+#[test]
+fn at_once_postgres_19() {
+    at_once(19);
 }

@@ -526,8 +526,8 @@ fn to_the_last_byte_postgres_18() {
 }
 
 #[test]
-fn standby_postgres_14() {
-    standby(14);
+fn to_the_last_byte_postgres_19() {
+    to_the_last_byte(19);
 }
 
 #[test]
@@ -551,8 +551,8 @@ fn standby_postgres_18() {
 }
 
 #[test]
-fn exit_codes_postgres_14() {
-    exit_codes(14);
+fn standby_postgres_19() {
+    standby(19);
 }
 
 #[test]
@@ -576,8 +576,8 @@ fn exit_codes_postgres_18() {
 }
 
 #[test]
-fn killed_postgres_14() {
-    killed(14);
+fn exit_codes_postgres_19() {
+    exit_codes(19);
 }
 
 #[test]
@@ -601,8 +601,8 @@ fn killed_postgres_18() {
 }
 
 #[test]
-fn from_a_backup_postgres_14() {
-    from_a_backup(14);
+fn killed_postgres_19() {
+    killed(19);
 }
 
 #[test]
@@ -623,4 +623,9 @@ fn from_a_backup_postgres_17() {
 #[test]
 fn from_a_backup_postgres_18() {
     from_a_backup(18);
+}
+
+#[test]
+fn from_a_backup_postgres_19() {
+    from_a_backup(19);
 }

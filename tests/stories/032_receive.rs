@@ -294,11 +294,6 @@ fn from_a_primary_postgres_16() {
 }
 
 #[test]
-fn under_load_postgres_14() {
-    under_load(14);
-}
-
-#[test]
 fn under_load_postgres_15() {
     under_load(15);
 }
@@ -319,8 +314,8 @@ fn under_load_postgres_18() {
 }
 
 #[test]
-fn restarts_postgres_14() {
-    restarts(14);
+fn under_load_postgres_19() {
+    under_load(19);
 }
 
 #[test]
@@ -344,8 +339,8 @@ fn restarts_postgres_18() {
 }
 
 #[test]
-fn re_pointed_postgres_14() {
-    re_pointed(14);
+fn restarts_postgres_19() {
+    restarts(19);
 }
 
 #[test]
@@ -366,4 +361,9 @@ fn re_pointed_postgres_17() {
 #[test]
 fn re_pointed_postgres_18() {
     re_pointed(18);
+}
+
+#[test]
+fn re_pointed_postgres_19() {
+    re_pointed(19);
 }

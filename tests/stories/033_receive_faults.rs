@@ -434,11 +434,6 @@ fn site_lost_postgres_16() {
 }
 
 #[test]
-fn outage_postgres_14() {
-    outage(14);
-}
-
-#[test]
 fn outage_postgres_15() {
     outage(15);
 }
@@ -459,8 +454,8 @@ fn outage_postgres_18() {
 }
 
 #[test]
-fn shutdown_in_an_outage_postgres_14() {
-    shutdown_in_an_outage(14);
+fn outage_postgres_19() {
+    outage(19);
 }
 
 #[test]
@@ -484,8 +479,8 @@ fn shutdown_in_an_outage_postgres_18() {
 }
 
 #[test]
-fn slot_lost_postgres_14() {
-    slot_lost(14);
+fn shutdown_in_an_outage_postgres_19() {
+    shutdown_in_an_outage(19);
 }
 
 #[test]
@@ -509,8 +504,8 @@ fn slot_lost_postgres_18() {
 }
 
 #[test]
-fn contradictions_postgres_14() {
-    contradictions(14);
+fn slot_lost_postgres_19() {
+    slot_lost(19);
 }
 
 #[test]
@@ -531,4 +526,9 @@ fn contradictions_postgres_17() {
 #[test]
 fn contradictions_postgres_18() {
     contradictions(18);
+}
+
+#[test]
+fn contradictions_postgres_19() {
+    contradictions(19);
 }

@@ -149,11 +149,6 @@ fn stop(receive: Running) {
 }
 
 #[test]
-fn postgres_14() {
-    check(14);
-}
-
-#[test]
 fn postgres_15() {
     check(15);
 }
@@ -171,4 +166,9 @@ fn postgres_17() {
 #[test]
 fn postgres_18() {
     check(18);
+}
+
+#[test]
+fn postgres_19() {
+    check(19);
 }

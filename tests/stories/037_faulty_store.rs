@@ -154,11 +154,6 @@ fn largest(story: &Story, words: &str) -> u64 {
 }
 
 #[test]
-fn postgres_14() {
-    check(14);
-}
-
-#[test]
 fn postgres_15() {
     check(15);
 }
@@ -176,4 +171,9 @@ fn postgres_17() {
 #[test]
 fn postgres_18() {
     check(18);
+}
+
+#[test]
+fn postgres_19() {
+    check(19);
 }

@@ -212,16 +212,6 @@ fn receive(major: u32) {
 }
 
 #[test]
-fn push_and_get_postgres_14() {
-    push_and_get(14);
-}
-
-#[test]
-fn receive_postgres_14() {
-    receive(14);
-}
-
-#[test]
 fn push_and_get_postgres_15() {
     push_and_get(15);
 }
@@ -257,6 +247,16 @@ fn push_and_get_postgres_18() {
 }
 
 #[test]
+fn push_and_get_postgres_19() {
+    push_and_get(19);
+}
+
+#[test]
 fn receive_postgres_18() {
     receive(18);
+}
+
+#[test]
+fn receive_postgres_19() {
+    receive(19);
 }

@@ -308,11 +308,6 @@ fn elsewhere(major: u32) {
 }
 
 #[test]
-fn confirmed_postgres_14() {
-    confirmed(14);
-}
-
-#[test]
 fn confirmed_postgres_15() {
     confirmed(15);
 }
@@ -333,8 +328,8 @@ fn confirmed_postgres_18() {
 }
 
 #[test]
-fn unmounted_postgres_14() {
-    unmounted(14);
+fn confirmed_postgres_19() {
+    confirmed(19);
 }
 
 #[test]
@@ -358,8 +353,8 @@ fn unmounted_postgres_18() {
 }
 
 #[test]
-fn elsewhere_postgres_14() {
-    elsewhere(14);
+fn unmounted_postgres_19() {
+    unmounted(19);
 }
 
 #[test]
@@ -380,4 +375,9 @@ fn elsewhere_postgres_17() {
 #[test]
 fn elsewhere_postgres_18() {
     elsewhere(18);
+}
+
+#[test]
+fn elsewhere_postgres_19() {
+    elsewhere(19);
 }

@@ -218,11 +218,6 @@ fn followed(major: u32) {
 }
 
 #[test]
-fn pushed_and_streamed_postgres_14() {
-    pushed_and_streamed(14);
-}
-
-#[test]
 fn pushed_and_streamed_postgres_15() {
     pushed_and_streamed(15);
 }
@@ -243,8 +238,8 @@ fn pushed_and_streamed_postgres_18() {
 }
 
 #[test]
-fn followed_postgres_14() {
-    followed(14);
+fn pushed_and_streamed_postgres_19() {
+    pushed_and_streamed(19);
 }
 
 #[test]
@@ -265,4 +260,9 @@ fn followed_postgres_17() {
 #[test]
 fn followed_postgres_18() {
     followed(18);
+}
+
+#[test]
+fn followed_postgres_19() {
+    followed(19);
 }

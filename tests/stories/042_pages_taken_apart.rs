@@ -213,11 +213,6 @@ fn by_hand(story: &Story, leeward: &Leeward<'_>, id: &str) {
 }
 
 #[test]
-fn postgres_14() {
-    check(14);
-}
-
-#[test]
 fn postgres_15() {
     check(15);
 }
@@ -235,4 +230,9 @@ fn postgres_17() {
 #[test]
 fn postgres_18() {
     check(18);
+}
+
+#[test]
+fn postgres_19() {
+    check(19);
 }
