@@ -89,3 +89,5 @@ mod story_041_split_brain;
 mod story_042_pages_taken_apart;
 #[path = "043_pages_of_every_kind.rs"]
 mod story_043_pages_of_every_kind;
+#[path = "044_what_the_catalogs_name.rs"]
+mod story_044_what_the_catalogs_name;

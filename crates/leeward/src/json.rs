@@ -57,7 +57,7 @@ pub fn backup(summary: &BackupSummary) -> Value {
         })).collect::<Vec<_>>(),
         "configuration_files": s.configuration_files,
         "damaged": s.damaged.iter().map(|d| json!({
-            "relation": d.relation, "blocks": d.blocks,
+            "relation": d.relation, "blocks": d.blocks, "missing": d.missing,
         })).collect::<Vec<_>>(),
         "leeward_version": s.leeward_version,
         "version_warning": version_warning(s),

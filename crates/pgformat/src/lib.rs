@@ -13,6 +13,8 @@
 //! | [`page`] | page header, page checksum, all-zero pages |
 //! | [`page_transform`] | pages taken apart into streams that compress well, and put together again |
 //! | [`relation`] | relation file names: path to tablespace, database, relation, fork, segment, and back |
+//! | [`relation_map`] | `pg_filenode.map`: the file numbers of the catalogs that come before `pg_class` |
+//! | [`slru`] | the files of transaction status and multixacts, by the numbers they hold |
 //! | [`classify`](mod@classify) | what each file of a data directory is to a backup: which to copy, which to leave |
 //! | [`backup_label`] | the `backup_label` file |
 //! | [`tablespace_map`] | the `tablespace_map` file |
@@ -29,6 +31,8 @@ mod lsn;
 pub mod page;
 pub mod page_transform;
 pub mod relation;
+pub mod relation_map;
+pub mod slru;
 pub mod tablespace_map;
 pub mod timeline;
 mod timestamp;

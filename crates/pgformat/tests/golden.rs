@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use leeward_pgformat::backup_label::BackupFrom;
 use leeward_pgformat::control_file::WalLevel;
 use leeward_pgformat::page::{check_page, page_checksum, page_lsn, stored_checksum};
+use leeward_pgformat::relation_map::RelationMap;
 use leeward_pgformat::wal_segment::wal_page_magic;
 use leeward_pgformat::{
     BackupLabel, BlockNumber, ControlFile, ControlFileError, DbState, Lsn, MajorVersion, PAGE_SIZE,
@@ -204,6 +205,21 @@ fn every_flipped_bit_of_a_control_file_is_noticed() {
                 needed: crc_end
             })
         );
+    }
+}
+
+#[test]
+fn relation_maps_say_what_the_server_says() {
+    for major in MajorVersion::ALL {
+        let map = RelationMap::parse(&bytes(major, "relation_map")).expect("a relation map");
+        let mut mapped: Vec<(String, String)> = (map.entries.iter())
+            .map(|(oid, number)| (oid.to_string(), number.to_string()))
+            .collect();
+        mapped.sort();
+        let said: Vec<(String, String)> = facts(major, "relation_map.facts").into_iter().collect();
+        assert_eq!(mapped, said, "{major}");
+        // One that was written anew, so that a map which just repeats the OIDs would not do.
+        assert!(said.iter().any(|(oid, number)| oid != number), "{major}");
     }
 }
 

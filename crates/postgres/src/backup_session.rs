@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use leeward_pgformat::{Lsn, MajorVersion, TimelineId};
 
+use crate::catalogs::Catalogs;
 use crate::connection::{CancelHandle, Connection, unexpected};
 use crate::error::{Error, SqlError};
 use crate::server_facts::{Role, ServerFacts, read_replay_state};
@@ -233,6 +234,14 @@ impl BackupSession {
     /// The temporary slot's name.
     pub fn slot(&self) -> &str {
         &self.slot
+    }
+
+    /// Reads the shared catalogs.
+    ///
+    /// # Errors
+    /// As [`Catalogs::read`].
+    pub fn catalogs(&mut self) -> Result<Catalogs, Error> {
+        Catalogs::read(&mut self.connection)
     }
 
     /// Asks where the server is. About once a second is enough to slow down for a lagging standby and to notice

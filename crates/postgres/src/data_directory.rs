@@ -206,14 +206,39 @@ impl DataDirectory {
         Ok(facts.owner)
     }
 
-    /// Opens `pg_wal`, which may be a link.
+    /// Opens a directory inside, by way of the links that the server follows too.
     ///
     /// # Errors
-    /// When it is not there or cannot be opened.
-    pub fn wal_directory(&self) -> Result<Directory, DataDirectoryError> {
-        self.root
-            .open_linked_directory(OsStr::new("pg_wal"))
-            .map_err(|e| self.unread("pg_wal", e))
+    /// The system's.
+    pub fn open_directory(&self, path: &Path) -> io::Result<Directory> {
+        let mut at = PathBuf::new();
+        let mut directory = self.root.open_path(&at)?;
+        for name in path {
+            at.push(name);
+            directory = if is_tablespace(&at) || is_own_directory(&at) {
+                directory.open_linked_directory(name)?
+            } else {
+                directory.open_directory(name)?
+            };
+        }
+        Ok(directory)
+    }
+
+    /// What lies at `path`, or behind the link there; `None` where there is nothing, or a link that leads nowhere.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn find(&self, path: &Path) -> io::Result<Option<Facts>> {
+        let name = path.file_name().unwrap_or_default();
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let found = self
+            .open_directory(folder)
+            .and_then(|folder| folder.look_behind(name));
+        match found {
+            Ok(facts) => Ok(Some(facts)),
+            Err(e) if gone(&e) => Ok(None),
+            Err(e) => Err(e),
+        }
     }
 
     /// Where `pg_wal` leads to, as stored in the link; `None` where it is a directory.
@@ -338,7 +363,7 @@ impl Walk<'_> {
         // A rename during the listing may show a name twice.
         names.dedup();
         let unlogged = unlogged_relations(&names);
-        let is_tablespace = relative.parent() == Some(Path::new("pg_tblspc"));
+        let is_tablespace = is_tablespace(relative);
         for name in names {
             if is_tablespace && name.as_bytes() != self.version_directory.as_bytes() {
                 continue;
@@ -396,7 +421,7 @@ impl Walk<'_> {
         if skipped || (facts.is_directory() && met_elsewhere) {
             return Ok(true);
         }
-        let tablespace = path.parent() == Some(Path::new("pg_tblspc"));
+        let tablespace = is_tablespace(path);
         let keep_link = linked && (!facts.is_directory() || tablespace || !is_own_directory(path));
         let kind = match facts.kind {
             FileType::RegularFile => EntryKind::File {
@@ -473,6 +498,11 @@ impl Walk<'_> {
 /// The directories in which relation segments can lie, and the way to them.
 fn may_hold_relations(path: &Path) -> bool {
     path.starts_with("base") || path.starts_with("global") || path.starts_with("pg_tblspc")
+}
+
+/// `pg_tblspc/<oid>`: a link, or a directory for a tablespace that was made in place.
+fn is_tablespace(path: &Path) -> bool {
+    path.parent() == Some(Path::new("pg_tblspc"))
 }
 
 /// The directories that PostgreSQL makes for its own files, and those of databases: linked elsewhere, as people do to

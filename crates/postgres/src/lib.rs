@@ -7,6 +7,7 @@
 //! | [`server_user`] | the user that a server runs as, and acting with its rights |
 //! | [`server_facts`] | what a backup has to know about a server, and what is missing, with the statement that grants it |
 //! | [`known_faults`] | minor versions that a standby should not run, and major versions past their end |
+//! | [`catalogs`] | what the catalogs say must exist on disk |
 //! | [`backup_session`] | slot, `pg_backup_start`, position, `pg_backup_stop`: one session for a whole backup |
 //! | [`replication`] | WAL as it is written, from a walsender |
 //! | [`bin_directory`] | the programs of a PostgreSQL installation |
@@ -22,6 +23,7 @@
 pub mod backup_session;
 pub mod bin_directory;
 pub mod cache_neutral;
+pub mod catalogs;
 pub mod configuration_files;
 pub mod configuration_syntax;
 pub mod connection;

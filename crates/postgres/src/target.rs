@@ -28,6 +28,8 @@ pub struct ConnectTarget {
     pub conninfo: Option<String>,
     /// The data directory whose server is meant when nothing names a host.
     pub pgdata: Option<PathBuf>,
+    /// The database, whatever the connection string and the environment say.
+    pub database: Option<String>,
     /// `application_name` in the server's views; "leeward" when absent.
     pub application_name: Option<String>,
     /// Longest wait for one host to answer, where neither the connection string nor `PGCONNECT_TIMEOUT` says. Whole
@@ -41,6 +43,7 @@ impl fmt::Debug for ConnectTarget {
         out.debug_struct("ConnectTarget")
             .field("conninfo", &self.conninfo.as_ref().map(|_| "(not shown)"))
             .field("pgdata", &self.pgdata)
+            .field("database", &self.database)
             .field("application_name", &self.application_name)
             .field("connect_timeout", &self.connect_timeout)
             .finish()
@@ -77,8 +80,12 @@ impl ConnectTarget {
         if let Some(conninfo) = conninfo {
             set("dbname", conninfo);
         }
-        if named.database.is_none() {
-            set("dbname", "postgres");
+        // The first "dbname" may be a connection string; one that stands behind it is a name, whatever it looks like.
+        if named.database.is_none() || conninfo.is_none() {
+            set("dbname", named.database.as_deref().unwrap_or("postgres"));
+        }
+        if let Some(database) = &self.database {
+            set("dbname", database);
         }
 
         let mut host = named.host.clone().unwrap_or_default();

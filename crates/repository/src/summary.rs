@@ -147,13 +147,16 @@ pub struct WalSummary {
     pub history: Vec<String>,
 }
 
-/// Damaged pages of one relation segment.
+/// What is damaged of one file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DamagedRelation {
     /// The file, relative to the data directory.
     pub relation: String,
     /// Relation-wide blocks.
     pub blocks: Vec<u32>,
+    /// The whole file is missing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub missing: bool,
 }
 
 /// What proves the manifest, see [`crate::manifest::ManifestInfo`].

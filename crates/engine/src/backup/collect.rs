@@ -2,6 +2,7 @@
 //! order the copiers finish in. A full pack is made durable by a thread of its own while the next one fills.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender};
@@ -14,6 +15,7 @@ use leeward_repository::pack::{FrameLocation, PackInfo, PackWriter};
 use leeward_repository::store::Store;
 use leeward_repository::summary::TablespaceSummary;
 
+use super::required::Stored;
 use super::source::{Copied, CopiedPiece, Damage, Source};
 use crate::error::{Error, Result};
 use crate::event::{Event, Observer};
@@ -29,6 +31,20 @@ pub struct DamagedFile {
     /// The damaged blocks, relation-wide, with what is wrong with each; empty once a whole backup has named
     /// [`LISTED_BLOCKS`]. The manifest has them all.
     pub blocks: Damage,
+    /// The whole file is missing.
+    pub missing: bool,
+}
+
+impl DamagedFile {
+    /// A file that the server should have and has not.
+    pub(super) fn missing(path: &Path) -> Self {
+        Self {
+            path: path.display().to_string(),
+            pages: 0,
+            blocks: Damage::new(),
+            missing: true,
+        }
+    }
 }
 
 /// As many damaged blocks are named in `backup.json` and on the screen at most: a disk that lies throughout must not
@@ -57,9 +73,10 @@ pub(super) struct Packs<'a> {
     pub backup: &'a BackupId,
 }
 
-pub(super) struct Collector<'a> {
+pub(super) struct Collector<'a, 'b> {
     pub packs: Packs<'a>,
     pub manifest: &'a mut ManifestWriter,
+    pub stored: &'a mut Stored<'b>,
     pub observe: Observer<'a>,
     /// Full packs go here to be finished.
     pub full: Sender<PackWriter>,
@@ -88,7 +105,7 @@ pub(super) fn finish_packs(full: &Receiver<PackWriter>) -> Result<Vec<PackInfo>>
     Ok(packs)
 }
 
-impl Collector<'_> {
+impl Collector<'_, '_> {
     /// Takes results until there are no more.
     pub(super) fn run(mut self, results: &Receiver<Result<Copied>>) -> Result<Collected> {
         let mut waiting = BTreeMap::new();
@@ -204,6 +221,7 @@ impl Collector<'_> {
             collected.size_bytes += file.end;
         }
         collected.tablespaces.extend(tablespace(&record));
+        self.stored.add(&record);
         if !file.damage.is_empty() {
             record.damaged = file.damage.iter().map(|(block, _)| block.0).collect();
             let pages = file.damage.len() as u64;
@@ -217,6 +235,7 @@ impl Collector<'_> {
                 path: record.path.to_string(),
                 pages,
                 blocks,
+                missing: false,
             });
         }
         self.manifest

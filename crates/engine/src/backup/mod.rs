@@ -9,6 +9,8 @@ mod copy;
 mod horizon;
 mod plan;
 mod preflight;
+mod required;
+mod segments;
 mod source;
 mod summary;
 mod wal;
@@ -25,6 +27,7 @@ use leeward_pgformat::{BackupLabel, TablespaceMap, TimelineId};
 use leeward_postgres::backup_session::{BackupFrom, BackupSession, BackupStop, Position};
 use leeward_postgres::configuration_files::{OutsideFiles, outside_files};
 use leeward_postgres::configuration_syntax::Syntax;
+use leeward_postgres::connection::Connection;
 use leeward_postgres::data_directory::{DataDirectory, EntryKind, Pass};
 use leeward_postgres::known_faults::{end_of_life_warning, standby_warning};
 use leeward_postgres::server_facts::{Role, ServerFacts};
@@ -47,7 +50,9 @@ use collect::{Collected, Collector, Packs, finish_packs};
 use copy::Copier;
 use horizon::{Horizon, Question};
 use plan::{Permits, Planner};
+use required::{Required, Stored};
 use source::PageRules;
+use wal::PgWal;
 
 /// How often the server is asked where it is, and whether it is still what it was.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -106,7 +111,8 @@ pub fn backup(
     let (control, _) = directory
         .control_file()
         .map_err(|e| Error::failed("could not read the control file").because(e))?;
-    let mut connection = preflight::connect(options, &directory)?;
+    let target = preflight::target(options, &directory);
+    let mut connection = Connection::connect(&target).map_err(Error::from)?;
     let facts = ServerFacts::read(&mut connection).map_err(Error::from)?;
     preflight::check_same_server(&mut connection, &facts, &control, &directory)?;
     preflight::check_repository_outside(store, &directory)?;
@@ -114,6 +120,13 @@ pub fn backup(
     options.from.check_server(&facts)?;
     facts.check_privileges().map_err(Error::from)?;
     warn_of_version(&facts, observe);
+    let server = required::Server {
+        directory: &directory,
+        version_directory: control.tablespace_version_directory(),
+        target: &target,
+        observe,
+    };
+    let required = Required::before(&mut connection, &server)?;
 
     let cluster = repository::open_or_create(
         store,
@@ -132,11 +145,12 @@ pub fn backup(
         store,
         options,
         directory: &directory,
+        server: &server,
         cluster: &cluster,
         id: &id,
         observe,
     };
-    let outcome = run.take(session, &facts, &mut lease, started);
+    let outcome = run.take(session, &facts, required, &mut lease, started);
     if outcome.is_err() {
         // Best effort: the next run removes what stays.
         let _ = cluster.remove(&id);
@@ -171,6 +185,7 @@ struct Run<'a> {
     store: &'a Arc<dyn Store>,
     options: &'a BackupOptions,
     directory: &'a DataDirectory,
+    server: &'a required::Server<'a>,
     cluster: &'a Cluster,
     id: &'a BackupId,
     observe: Observer<'a>,
@@ -188,11 +203,16 @@ impl Run<'_> {
         &self,
         mut session: BackupSession,
         facts: &ServerFacts,
+        mut required: Required,
         lease: &mut Lease,
         started: Instant,
     ) -> Result<BackupOutcome> {
         let before = session.position()?;
         let (start_lsn, role) = (session.started().start_lsn, session.started().role);
+        preflight::check_moves_along(self.directory, start_lsn)?;
+        PgWal::open(self.directory)?.expect_begin(start_lsn, facts.wal_segment_size)?;
+        required.started(&mut session)?;
+        let mut stored = Stored::new(&required);
         let outside = self.outside(facts);
         let mut manifest = ManifestWriter::create(
             self.store.as_ref(),
@@ -209,7 +229,17 @@ impl Run<'_> {
             mut collected,
             after,
             transform_differences,
-        } = self.copy(&mut session, rules, role, &outside, &mut manifest)?;
+        } = self.copy(
+            &mut session,
+            rules,
+            role,
+            &outside,
+            &mut manifest,
+            &mut stored,
+        )?;
+        collected
+            .damaged
+            .extend(required.after(stored, &mut session, self.server)?);
 
         self.add_control_file(role, &mut manifest, &mut collected)?;
         let stop = session.stop()?;
@@ -234,7 +264,7 @@ impl Run<'_> {
             backup: self.id,
             level: wal::level(self.options.compression),
         };
-        let pg_wal = wal::PgWal::open(self.directory)?;
+        let pg_wal = PgWal::open(self.directory)?;
         let records = wal::store_wal(&pg_wal, stretch, &to, self.observe)?;
         // A slot that was lost meanwhile may have let the server recycle what was being read.
         session.position()?;
@@ -345,6 +375,7 @@ impl Run<'_> {
         role: Role,
         outside: &OutsideFiles,
         manifest: &mut ManifestWriter,
+        stored: &mut Stored<'_>,
     ) -> Result<Pages> {
         let owner = self.owner()?;
         let copiers = self
@@ -403,6 +434,7 @@ impl Run<'_> {
             let collector = Collector {
                 packs,
                 manifest,
+                stored,
                 observe: self.observe,
                 full,
                 permits: give_back,

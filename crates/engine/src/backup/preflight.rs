@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use leeward_pgformat::Lsn;
 use leeward_pgformat::control_file::ControlFile;
 use leeward_postgres::connection::Connection;
 use leeward_postgres::data_directory::DataDirectory;
@@ -17,13 +18,13 @@ use crate::error::{Error, ErrorKind, Result};
 /// The server notes its start in `postmaster.pid` and, a little later, for `pg_postmaster_start_time`.
 const START_TIMES_DIFFER_S: i64 = 60;
 
-pub(super) fn connect(options: &BackupOptions, directory: &DataDirectory) -> Result<Connection> {
-    let target = ConnectTarget {
+/// How to connect to the server on the directory.
+pub(super) fn target(options: &BackupOptions, directory: &DataDirectory) -> ConnectTarget {
+    ConnectTarget {
         conninfo: options.conninfo.clone(),
         pgdata: Some(directory.path().to_owned()),
         ..ConnectTarget::default()
-    };
-    Ok(Connection::connect(&target)?)
+    }
 }
 
 /// A primary and its standby on one host have the same system identifier, so the directory itself is compared as well.
@@ -80,6 +81,26 @@ pub(super) fn check_same_server(
     Ok(())
 }
 
+/// Whether the control file on disk is the one that the server writes: a start LSN is the redo LSN of a checkpoint that is
+/// recorded there. In a copy, or under something that was mounted over the directory, it stays what it was.
+pub(super) fn check_moves_along(directory: &DataDirectory, start_lsn: Lsn) -> Result<()> {
+    let (control, _) = directory
+        .control_file()
+        .map_err(|e| Error::failed("could not read the control file").because(e))?;
+    if control.redo >= start_lsn {
+        return Ok(());
+    }
+    Err(Error::failed(format!(
+        "the files in \"{}\" are not those that the server writes",
+        directory.path().display()
+    ))
+    .because(format!(
+        "the backup starts at {start_lsn}, and the last checkpoint in the control file there at {}",
+        control.redo
+    ))
+    .hint("See whether something is mounted over the directory, or the server runs on another one in a container."))
+}
+
 /// A backup does not contain itself.
 pub(super) fn check_repository_outside(
     store: &Arc<dyn Store>,
@@ -102,4 +123,32 @@ pub(super) fn check_repository_outside(
         .hint("Put it on another file system, or at least beside the data directory."));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_the_server_does_not_write_are_noticed() {
+        let place = tempfile::tempdir().expect("a directory");
+        let write = |name: &str, bytes: &[u8]| {
+            let path = place.path().join(name);
+            std::fs::create_dir_all(path.parent().expect("has a parent")).expect("made");
+            std::fs::write(path, bytes).expect("written");
+        };
+        write("PG_VERSION", b"17\n");
+        let control = include_bytes!("../../../pgformat/tests/golden/17/pg_control.standby");
+        write("global/pg_control", control);
+        let directory = DataDirectory::open(place.path()).expect("a data directory");
+        let redo = ControlFile::parse(control).expect("a control file").redo;
+        check_moves_along(&directory, redo).expect("the same checkpoint");
+        check_moves_along(&directory, Lsn(redo.0 - 1)).expect("a later checkpoint");
+        let error = check_moves_along(&directory, Lsn(redo.0 + 1)).expect_err("an older one");
+        assert!(
+            error
+                .to_string()
+                .contains("not those that the server writes")
+        );
+    }
 }

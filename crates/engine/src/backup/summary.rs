@@ -160,6 +160,7 @@ fn damaged_relation(file: &DamagedFile) -> DamagedRelation {
     DamagedRelation {
         relation: file.path.clone(),
         blocks: file.blocks.iter().map(|(block, _)| block.0).collect(),
+        missing: file.missing,
     }
 }
 

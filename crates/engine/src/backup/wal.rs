@@ -1,7 +1,7 @@
 //! Stores the WAL that makes a backup consistent: from the start LSN to the stop LSN, out of the server's own `pg_wal`.
 //! The last segment is cut at the stop LSN; what lies behind it, perhaps of a recycled segment, is stored as zeros.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
@@ -84,12 +84,31 @@ pub(super) struct PgWal {
 
 impl PgWal {
     pub(super) fn open(directory: &DataDirectory) -> Result<Self> {
+        let path = directory.path().join("pg_wal");
         Ok(Self {
             directory: directory
-                .wal_directory()
-                .map_err(|e| Error::failed("could not read WAL").because(e))?,
-            path: directory.path().join("pg_wal"),
+                .open_directory(Path::new("pg_wal"))
+                .map_err(|e| unreadable(&path, e))?,
+            path,
         })
+    }
+
+    /// Makes sure that the segment is there in which the backup begins, on whatever timeline.
+    pub(super) fn expect_begin(&self, start: Lsn, size: WalSegmentSize) -> Result<()> {
+        let number = size.segment_number(start);
+        let names = (self.directory.names()).map_err(|e| unreadable(&self.path, e))?;
+        let is_wanted = |name: &OsString| {
+            let name = name.to_str()?;
+            Some(WalSegmentName::parse(name, size)?.number == number)
+        };
+        if names.iter().any(|name| is_wanted(name) == Some(true)) {
+            return Ok(());
+        }
+        Err(Error::failed(format!(
+            "\"{}\" does not hold the WAL of the start LSN, {start}",
+            self.path.display()
+        ))
+        .hint("If pg_wal lies on a file system of its own, mount it where the server has it."))
     }
 
     fn holds(&self, name: &str) -> Result<bool> {

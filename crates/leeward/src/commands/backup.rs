@@ -151,9 +151,21 @@ fn differences(frames: u64) -> String {
 fn damage(files: &[DamagedFile]) -> String {
     const SHOWN: u64 = 20;
     let total: u64 = files.iter().map(|file| file.pages).sum();
+    let missing: Vec<&DamagedFile> = files.iter().filter(|file| file.missing).collect();
+    let what = match (total, missing.len()) {
+        (pages, 0) => format!("{pages} pages were damaged"),
+        (0, missing) => format!("{missing} files were missing"),
+        (pages, missing) => format!("{pages} pages were damaged and {missing} files missing"),
+    };
     let mut text = format!(
-        "DAMAGED: {total} pages were damaged on the server. The backup stands and is marked; it holds them as they are.\n"
+        "DAMAGED: {what} on the server. The backup stands and is marked; it holds everything as it is.\n"
     );
+    for file in missing.iter().take(SHOWN as usize) {
+        text.push_str(&format!("  {}: the file is missing\n", file.path));
+    }
+    if let Some(more @ 1..) = (missing.len() as u64).checked_sub(SHOWN) {
+        text.push_str(&format!("  and {more} more: see \"leeward show\"\n"));
+    }
     let blocks = files.iter().flat_map(|file| {
         file.blocks
             .iter()

@@ -77,6 +77,7 @@ fn row(summary: &BackupSummary) -> Vec<String> {
         .iter()
         .map(|relation| relation.blocks.len())
         .sum();
+    let missing = summary.damaged.iter().filter(|file| file.missing).count();
     vec![
         summary.cluster.clone(),
         summary.id.to_string(),
@@ -86,10 +87,11 @@ fn row(summary: &BackupSummary) -> Vec<String> {
         units::bytes(summary.stored_bytes),
         took(summary).unwrap_or_default(),
         format!("{}/{}", summary.stop_timeline, summary.stop_lsn),
-        if damaged == 0 {
-            String::new()
-        } else {
-            format!("{damaged} damaged pages")
+        match (damaged, missing) {
+            (0, 0) => String::new(),
+            (pages, 0) => format!("{pages} damaged pages"),
+            (0, files) => format!("{files} missing files"),
+            (pages, files) => format!("{pages} damaged pages, {files} missing files"),
         },
     ]
 }

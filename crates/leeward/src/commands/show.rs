@@ -114,11 +114,13 @@ fn text(s: &BackupSummary) -> String {
         rows.push(("WARNING", warning));
     }
     for damaged in &s.damaged {
-        let blocks: Vec<String> = damaged.blocks.iter().map(u32::to_string).collect();
-        rows.push((
-            "DAMAGED",
-            format!("{} blocks {}", damaged.relation, blocks.join(", ")),
-        ));
+        let what = if damaged.missing {
+            "the file was missing".to_owned()
+        } else {
+            let blocks: Vec<String> = damaged.blocks.iter().map(u32::to_string).collect();
+            format!("blocks {}", blocks.join(", "))
+        };
+        rows.push(("DAMAGED", format!("{} {what}", damaged.relation)));
     }
     format!("Backup {}\n{}", s.id, table::facts(&rows))
 }

@@ -249,6 +249,7 @@ pub fn summary() -> BackupSummary {
         stored_bytes: 600 << 20,
         pages_checked: 500_000,
         damaged: vec![DamagedRelation {
+            missing: false,
             relation: "base/5/16384.1".to_owned(),
             blocks: vec![131_072, 131_074],
         }],
