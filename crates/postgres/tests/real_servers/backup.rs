@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use leeward_pgformat::TimelineId;
+use leeward_pgformat::{BackupLabel, TimelineId};
 use leeward_postgres::Error;
 use leeward_postgres::backup_session::{BackupFrom, BackupSession};
 use leeward_postgres::connection::Connection;
@@ -53,11 +53,9 @@ fn a_primary_is_backed_up_when_that_is_allowed() {
         );
         let stop = session.stop().unwrap();
         assert!(stop.stop_lsn > started.start_lsn);
-        assert!(
-            stop.backup_label
-                .contains(&format!("START WAL LOCATION: {} ", started.start_lsn)),
-            "{stop:?}"
-        );
+        // 19 writes LSNs with zeros in front: as text they differ.
+        let label = BackupLabel::parse(&stop.backup_label).unwrap();
+        assert_eq!(label.start_lsn, started.start_lsn);
         assert!(
             stop.backup_label.contains("BACKUP FROM: primary")
                 && stop.backup_label.contains("LABEL: a test")

@@ -95,6 +95,11 @@ fn facts_agree_with_the_server() {
             facts.hba_file,
             Some(cluster.primary.data_directory().join("pg_hba.conf"))
         );
+        let hosts_file = cluster.primary.data_directory().join("pg_hosts.conf");
+        assert_eq!(
+            facts.hosts_file,
+            (major >= MajorVersion::V19).then_some(hosts_file)
+        );
         assert!(
             facts
                 .settings_files
