@@ -5,7 +5,7 @@
 use std::fmt;
 
 use crate::{
-    Lsn, MajorVersion, PAGE_SIZE, RELATION_SEGMENT_BLOCKS, SystemIdentifier,
+    Lsn, MajorVersion, PAGE_SIZE, RELATION_SEGMENT_BLOCKS, RequiredSettings, SystemIdentifier,
     TablespaceVersionDirectory, TimelineId, WalSegmentSize, u32_at, u64_at,
 };
 
@@ -76,7 +76,7 @@ pub enum WalLevel {
 }
 
 impl WalLevel {
-    const fn from_u32(number: u32) -> Option<WalLevel> {
+    pub(crate) const fn from_u32(number: u32) -> Option<WalLevel> {
         match number {
             0 => Some(WalLevel::Minimal),
             1 => Some(WalLevel::Replica),
@@ -327,6 +327,18 @@ const fn layout(
 }
 
 impl ControlFile {
+    /// The settings that a server in recovery may not have lower.
+    #[must_use]
+    pub const fn required_settings(&self) -> RequiredSettings {
+        RequiredSettings {
+            max_connections: self.max_connections,
+            max_worker_processes: self.max_worker_processes,
+            max_wal_senders: self.max_wal_senders,
+            max_prepared_transactions: self.max_prepared_transactions,
+            max_locks_per_transaction: self.max_locks_per_transaction,
+        }
+    }
+
     /// Reads the file's content: the first 512 bytes are enough.
     ///
     /// # Errors

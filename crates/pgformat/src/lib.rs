@@ -32,6 +32,7 @@ pub mod page;
 pub mod page_transform;
 pub mod relation;
 pub mod relation_map;
+mod required_settings;
 pub mod slru;
 pub mod tablespace_map;
 pub mod timeline;
@@ -43,17 +44,18 @@ pub mod wal_segment;
 
 pub use backup_label::BackupLabel;
 pub use classify::{FileClass, SkipReason, classify};
-pub use control_file::{ControlFile, ControlFileError, DbState};
+pub use control_file::{ControlFile, ControlFileError, DbState, WalLevel};
 pub use error::FormatError;
 pub use id::{BlockNumber, Oid, RelFileNumber, SystemIdentifier, TimelineId};
 pub use lsn::Lsn;
 pub use page::{PageDamage, PageVerdict};
 pub use relation::{Fork, RelationSegment, TablespaceVersionDirectory};
+pub use required_settings::RequiredSettings;
 pub use tablespace_map::TablespaceMap;
 pub use timeline::TimelineHistory;
 pub use timestamp::TimestampTz;
 pub use version::MajorVersion;
-pub use wal_contents::{RestorePoint, TransactionId, WalContents};
+pub use wal_contents::{RecordPart, RestorePoint, TransactionId, WalContents};
 pub use wal_scan::{WalDamage, WalEvent, WalProblem, WalScanner};
 pub use wal_segment::{WalLongHeader, WalSegmentName, WalSegmentSize};
 

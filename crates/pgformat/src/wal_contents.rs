@@ -1,4 +1,5 @@
-//! What the records in a stretch of WAL say: its bounds, and the moments, transactions and restore points in it.
+//! The summary of a stretch of WAL: its bounds, how it joins its neighbors, and the times, transactions and restore points
+//! in it.
 
 use crate::{Lsn, TimestampTz, WalEvent};
 
@@ -17,14 +18,68 @@ pub struct RestorePoint {
     pub lsn: Lsn,
 }
 
-/// What the records in a stretch of WAL say.
+/// The bytes of a record that lie in one stretch of WAL, when others lie in another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RecordPart {
+    /// How many bytes of the record lie here, page headers not counted.
+    pub length: u64,
+    /// The first of them, [`HEAD_LIMIT`](Self::HEAD_LIMIT) at most.
+    pub head: Vec<u8>,
+    /// CRC-32C of all of them.
+    pub checksum: u32,
+}
+
+impl RecordPart {
+    /// How many bytes are kept: enough for the header and for all that is told of most records.
+    pub const HEAD_LIMIT: usize = 128;
+
+    /// Adds bytes that follow.
+    fn extend(&mut self, bytes: &[u8]) {
+        self.length += bytes.len() as u64;
+        self.checksum = crc32c::crc32c_append(self.checksum, bytes);
+        let room = Self::HEAD_LIMIT - self.head.len();
+        self.head.extend_from_slice(&bytes[..room.min(bytes.len())]);
+    }
+
+    /// This part and the one that follows it.
+    #[must_use]
+    pub fn followed_by(&self, later: &RecordPart) -> RecordPart {
+        let mut joined = self.clone();
+        // Of a part that is longer than its head, what comes next is not known.
+        if self.head.len() as u64 == self.length {
+            let room = Self::HEAD_LIMIT - self.head.len();
+            joined
+                .head
+                .extend_from_slice(&later.head[..room.min(later.head.len())]);
+        }
+        joined.length += later.length;
+        joined.checksum = match usize::try_from(later.length) {
+            Ok(length @ 1..) => crc32c::crc32c_combine(self.checksum, later.checksum, length),
+            _ => self.checksum,
+        };
+        joined
+    }
+}
+
+/// The summary of a stretch of WAL.
 ///
 /// A record belongs to the stretch in which it *ends*: only there it can be replayed. Only its beginning counts where
-/// it begins, in [`first_record`](Self::first_record).
+/// it begins, in [`first_record`](Self::first_record). A record that leads from one stretch into the next is told of in
+/// parts, [`open`](Self::open) here and [`tail`](Self::tail) there, if each was walked alone.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct WalContents {
     /// The beginning of the first record that begins in the stretch.
     pub first_record: Option<Lsn>,
+    /// The beginning of the record that the first one names as the one before it (`xl_prev`); `None` where it names none, as
+    /// the first record of a new cluster and the first after `pg_resetwal`.
+    pub previous_record: Option<Lsn>,
+    /// The end of a record that began before the stretch; the record may go on behind it.
+    pub tail: Option<RecordPart>,
+    /// A record that begins in the stretch and goes on behind it, and where it begins.
+    pub open: Option<(Lsn, RecordPart)>,
+    /// The stretch begins with a record in place of the rest of one, which a crash took
+    /// (`XLP_FIRST_IS_OVERWRITE_CONTRECORD`).
+    pub overwrites: bool,
     /// The beginning of the last record that ends in the stretch; it may lie before the stretch.
     pub last_record: Option<Lsn>,
     /// The end of the last record that ends in the stretch, aligned as the server counts it.
@@ -49,6 +104,10 @@ pub struct WalContents {
     pub restore_points: Vec<RestorePoint>,
     /// There are more restore points than are listed.
     pub more_restore_points: bool,
+    /// There are records whose replay needs more than the files of a backup ([`WalEvent::is_requirement`]).
+    pub has_requirements: bool,
+    /// The resource managers of extensions that records belong to: bit n is manager 128 + n.
+    pub custom_managers: u128,
 }
 
 impl WalContents {
@@ -75,7 +134,34 @@ impl WalContents {
             }),
             WalEvent::Checkpoint { time, .. } => self.checkpoint_time = Some(*time),
             WalEvent::Switch { end, .. } => self.switch = Some(*end),
+            other => self.has_requirements |= other.is_requirement(),
         }
+    }
+
+    /// Adds the beginning of a record that names `previous` as the one before it.
+    pub(crate) fn note_beginning(&mut self, begin: Lsn, previous: Lsn) {
+        if self.first_record.is_none() {
+            self.first_record = Some(begin);
+            self.previous_record = Some(previous).filter(|lsn| lsn.is_valid());
+        }
+    }
+
+    /// Adds bytes of a record that began before the stretch.
+    pub(crate) fn note_tail(&mut self, bytes: &[u8]) {
+        self.tail
+            .get_or_insert_with(|| RecordPart {
+                length: 0,
+                head: Vec::new(),
+                checksum: 0,
+            })
+            .extend(bytes);
+    }
+
+    /// The numbers of the extensions' resource managers that records belong to.
+    pub fn custom_manager_numbers(&self) -> impl Iterator<Item = u8> {
+        (0..128_u8)
+            .filter(|bit| self.custom_managers >> bit & 1 == 1)
+            .map(|bit| 128 + bit)
     }
 
     fn note_transaction(&mut self, TransactionId(xid): TransactionId, time: TimestampTz) {
@@ -97,7 +183,19 @@ impl WalContents {
 
     /// Adds the stretch that follows.
     pub fn merge(&mut self, later: &WalContents) {
-        self.first_record = self.first_record.or(later.first_record);
+        // Nothing but bytes of a record that began before: it may go on.
+        if self.first_record.is_none() && self.end.is_none() {
+            self.tail = match (self.tail.take(), &later.tail) {
+                (Some(tail), Some(later)) => Some(tail.followed_by(later)),
+                (tail, later) => tail.or_else(|| later.clone()),
+            };
+            self.overwrites |= later.overwrites;
+        }
+        if self.first_record.is_none() {
+            self.first_record = later.first_record;
+            self.previous_record = later.previous_record;
+        }
+        self.open.clone_from(&later.open);
         self.last_record = later.last_record.or(self.last_record);
         self.end = later.end.or(self.end);
         self.switch = later.switch.or(self.switch);
@@ -114,6 +212,8 @@ impl WalContents {
         };
         self.checkpoint_time = later.checkpoint_time.or(self.checkpoint_time);
         self.more_restore_points |= later.more_restore_points;
+        self.has_requirements |= later.has_requirements;
+        self.custom_managers |= later.custom_managers;
         for point in &later.restore_points {
             self.note_restore_point(point.clone());
         }

@@ -4,12 +4,17 @@
 
 mod event;
 mod page_header;
+mod parts;
 mod record;
 
 use crate::wal_segment::WAL_PAGE_SIZE;
-use crate::{Lsn, MajorVersion, SystemIdentifier, TimelineId, WalContents, WalSegmentSize, u32_at};
+use crate::{
+    Lsn, MajorVersion, RecordPart, SystemIdentifier, TimelineId, WalContents, WalSegmentSize,
+    u32_at,
+};
 
 pub use event::{WalDamage, WalEvent, WalProblem};
+pub use parts::{JoinedRecord, join};
 
 use page_header::{Known, PageStart, header_size};
 use record::{Body, HEADER_HASHED_SIZE, HEADER_SIZE, Header};
@@ -64,9 +69,11 @@ enum State {
 #[derive(Debug, Clone)]
 struct OpenRecord {
     begin: Lsn,
-    header: [u8; HEADER_SIZE],
+    /// Its first bytes, the header among them.
+    head: [u8; RecordPart::HEAD_LIMIT],
     /// Bytes of it seen so far.
     seen: u64,
+    /// CRC-32C of the bytes behind the header.
     checksum: u32,
     body: Option<Body>,
 }
@@ -74,7 +81,27 @@ struct OpenRecord {
 impl OpenRecord {
     /// Its length, once four bytes were seen.
     fn length(&self) -> u32 {
-        u32_at(&self.header, 0)
+        u32_at(&self.head, 0)
+    }
+
+    fn header(&self) -> &[u8] {
+        &self.head[..HEADER_SIZE]
+    }
+
+    /// What was seen of it.
+    fn part(&self) -> RecordPart {
+        let header = &self.head[..HEADER_SIZE.min(self.seen as usize)];
+        let behind = self.seen as usize - header.len();
+        let checksum = crc32c::crc32c(header);
+        RecordPart {
+            length: self.seen,
+            head: self.head[..self.head.len().min(self.seen as usize)].to_vec(),
+            checksum: if behind == 0 {
+                checksum
+            } else {
+                crc32c::crc32c_combine(checksum, self.checksum, behind)
+            },
+        }
     }
 }
 
@@ -95,7 +122,7 @@ impl WalScanner {
             page_header: [0; 40],
             record: OpenRecord {
                 begin: start,
-                header: [0; HEADER_SIZE],
+                head: [0; RecordPart::HEAD_LIMIT],
                 seen: 0,
                 checksum: 0,
                 body: None,
@@ -208,7 +235,10 @@ impl WalScanner {
             _ => (0, page),
         };
         match start {
-            PageStart::Overwrites => self.state = State::Between,
+            PageStart::Overwrites => {
+                self.state = State::Between;
+                self.contents.overwrites |= first;
+            }
             PageStart::Continuation(found) if first => self.state = State::Tail(found.into()),
             PageStart::Continuation(found) if u64::from(found) == open && open > 0 => {}
             PageStart::Record if open == 0 => {}
@@ -261,6 +291,7 @@ impl WalScanner {
                 }
                 State::Tail(left) => {
                     let taken = left.min(bytes.len() as u64);
+                    self.contents.note_tail(&bytes[..taken as usize]);
                     bytes = self.pass(bytes, taken as usize);
                     self.state = State::Tail(left - taken);
                     if left == taken {
@@ -307,7 +338,7 @@ impl WalScanner {
         if checksum != header.checksum {
             return None;
         }
-        self.contents.first_record.get_or_insert(begin);
+        self.contents.note_beginning(begin, header.previous);
         let mut told = self.told_of(&header);
         if let Some(told) = &mut told {
             told.feed(body);
@@ -328,12 +359,12 @@ impl WalScanner {
         let header_seen = (record.seen as usize).min(HEADER_SIZE);
         if header_seen < HEADER_SIZE {
             let taken = bytes.len().min(HEADER_SIZE - header_seen);
-            record.header[header_seen..header_seen + taken].copy_from_slice(&bytes[..taken]);
+            record.head[header_seen..header_seen + taken].copy_from_slice(&bytes[..taken]);
             record.seen += taken as u64;
             let begin = record.begin;
             let complete = record.seen == HEADER_SIZE as u64;
             let checked = if complete {
-                self.check_header(&Header::read(&self.record.header), begin)
+                self.check_header(&Header::read(self.record.header()), begin)
             } else if record.seen >= 4 {
                 Header::check_length(record.length())
             } else {
@@ -342,8 +373,8 @@ impl WalScanner {
             match checked {
                 Err(problem) => self.end_at(begin, problem),
                 Ok(()) if complete => {
-                    self.contents.first_record.get_or_insert(begin);
-                    let header = Header::read(&self.record.header);
+                    let header = Header::read(self.record.header());
+                    self.contents.note_beginning(begin, header.previous);
                     self.record.checksum = 0;
                     self.record.body = self.told_of(&header);
                 }
@@ -353,6 +384,11 @@ impl WalScanner {
         }
         let left = u64::from(record.length()) - record.seen;
         let taken = left.min(bytes.len() as u64) as usize;
+        if record.seen < record.head.len() as u64 {
+            let seen = record.seen as usize;
+            let kept = taken.min(record.head.len() - seen);
+            record.head[seen..seen + kept].copy_from_slice(&bytes[..kept]);
+        }
         record.checksum = crc32c::crc32c_append(record.checksum, &bytes[..taken]);
         if let Some(body) = &mut record.body {
             body.feed(&bytes[..taken]);
@@ -363,10 +399,10 @@ impl WalScanner {
 
     /// The open record is complete; `position` is behind it.
     fn close_record(&mut self, observe: &mut dyn FnMut(WalEvent)) {
-        let header = Header::read(&self.record.header);
+        let header = Header::read(self.record.header());
         let checksum = crc32c::crc32c_append(
             self.record.checksum,
-            &self.record.header[..HEADER_HASHED_SIZE],
+            &self.record.header()[..HEADER_HASHED_SIZE],
         );
         if checksum == header.checksum {
             let body = self.record.body.take();
@@ -392,6 +428,9 @@ impl WalScanner {
         self.end_of_valid = end;
         self.contents.last_record = Some(begin);
         self.contents.end = Some(end);
+        if let Some(manager) = header.custom_manager() {
+            self.contents.custom_managers |= 1 << (manager - 128);
+        }
         if header.is_switch() {
             self.switched_at = Some(end);
             // A switch in the last bytes of a segment leaves nothing unused.
@@ -417,9 +456,13 @@ impl WalScanner {
         &self.contents
     }
 
-    /// As [`contents`](Self::contents), and begins anew.
+    /// As [`contents`](Self::contents), with the record that goes on behind the last byte fed; begins anew.
     pub fn take_contents(&mut self) -> WalContents {
-        std::mem::take(&mut self.contents)
+        let mut contents = std::mem::take(&mut self.contents);
+        if self.state == State::Record && self.record.seen > 0 {
+            contents.open = Some((self.record.begin, self.record.part()));
+        }
+        contents
     }
 
     /// The end of the record that switched away from the segment that was fed last: recovery never looks at what
@@ -475,7 +518,7 @@ impl WalScanner {
 }
 
 /// The next position at which a record may begin (`MAXALIGN`).
-const fn aligned(lsn: Lsn) -> Lsn {
+pub(crate) const fn aligned(lsn: Lsn) -> Lsn {
     Lsn(lsn.0.saturating_add(7) & !7)
 }
 

@@ -65,19 +65,26 @@ fn the_walk_tells_what_the_server_said() {
             .iter()
             // What was done to find out the segment's name.
             .skip(1)
-            .map(|event| match event {
-                WalEvent::Commit { xid, time, .. } => {
-                    format!("commit {} {}", xid.0, time.unix_micros())
-                }
-                WalEvent::Abort { xid, .. } => format!("abort {}", xid.0),
-                WalEvent::RestorePoint { name, end, .. } => format!("restore_point {name} {end}"),
-                WalEvent::Checkpoint {
-                    time, redo, begin, ..
-                } => format!(
-                    "checkpoint {begin} {redo} {}",
-                    time.unix_micros() / 1_000_000
-                ),
-                WalEvent::Switch { end, .. } => format!("switch {end}"),
+            .filter_map(|event| {
+                Some(match event {
+                    WalEvent::Commit { xid, time, .. } => {
+                        format!("commit {} {}", xid.0, time.unix_micros())
+                    }
+                    WalEvent::Abort { xid, .. } => format!("abort {}", xid.0),
+                    WalEvent::RestorePoint { name, end, .. } => {
+                        format!("restore_point {name} {end}")
+                    }
+                    WalEvent::Checkpoint {
+                        time, redo, begin, ..
+                    } => format!(
+                        "checkpoint {begin} {redo} {}",
+                        time.unix_micros() / 1_000_000
+                    ),
+                    WalEvent::Switch { end, .. } => format!("switch {end}"),
+                    // A prepared transaction is told again when it ends.
+                    WalEvent::OtherTransaction { .. } => return None,
+                    other => format!("{other:?}"),
+                })
             })
             .collect();
         let facts = fs::read_to_string(directory(major).join("wal.facts")).expect("facts");

@@ -1,8 +1,10 @@
 //! What a walk over WAL tells, and what it stumbles over.
 
-use crate::{Lsn, SystemIdentifier, TimelineId, TimestampTz, TransactionId};
+use crate::{
+    Lsn, Oid, RequiredSettings, SystemIdentifier, TimelineId, TimestampTz, TransactionId, WalLevel,
+};
 
-/// A record that says something about moments, as [`WalScanner`](super::WalScanner) meets it. `begin` is the record's
+/// A record that decides where recovery can stop, or that needs more of the recovering server than the files of a backup, as [`WalScanner`](super::WalScanner) meets it. `begin` is the record's
 /// first byte, `end` the aligned position after its last one, as the server counts them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WalEvent {
@@ -23,6 +25,14 @@ pub enum WalEvent {
         xid: TransactionId,
         /// When.
         time: TimestampTz,
+        /// The record's first byte.
+        begin: Lsn,
+        /// After the record.
+        end: Lsn,
+    },
+    /// Another record of the transaction manager: a transaction was prepared, say. After any record of the manager recovery
+    /// notices that it has become consistent; after others only at the next record (`recoveryStopsAfter`).
+    OtherTransaction {
         /// The record's first byte.
         begin: Lsn,
         /// After the record.
@@ -52,6 +62,90 @@ pub enum WalEvent {
         /// After the record.
         end: Lsn,
     },
+    /// The server that writes the WAL was started with other settings (`XLOG_PARAMETER_CHANGE`).
+    ParameterChange {
+        /// What a server in recovery needs from here on.
+        settings: RequiredSettings,
+        /// Recovery cannot go on behind a change to [`WalLevel::Minimal`]; `None` where the record gives a level that no
+        /// version has.
+        wal_level: Option<WalLevel>,
+        /// The record's first byte.
+        begin: Lsn,
+        /// After the record.
+        end: Lsn,
+    },
+    /// A promoted server began its timeline without a checkpoint (`XLOG_END_OF_RECOVERY`).
+    EndOfRecovery {
+        /// The new timeline.
+        timeline: TimelineId,
+        /// The one that it left.
+        previous_timeline: TimelineId,
+        /// When.
+        time: TimestampTz,
+        /// The record's first byte.
+        begin: Lsn,
+        /// After the record.
+        end: Lsn,
+    },
+    /// `CREATE TABLESPACE`. Replay makes the link in `pg_tblspc` anew, to this location.
+    TablespaceCreate {
+        /// The tablespace.
+        tablespace: Oid,
+        /// The absolute path as the server wrote it; empty for one in place.
+        location: Vec<u8>,
+        /// The record's first byte.
+        begin: Lsn,
+        /// After the record.
+        end: Lsn,
+    },
+    /// `DROP TABLESPACE`, or a `CREATE TABLESPACE` that was rolled back.
+    TablespaceDrop {
+        /// The tablespace.
+        tablespace: Oid,
+        /// The record's first byte.
+        begin: Lsn,
+        /// After the record.
+        end: Lsn,
+    },
+    /// A database's directory was made by copying another one (`CREATE DATABASE` with strategy `file_copy`,
+    /// `ALTER DATABASE ... SET TABLESPACE`). Replay copies whatever the source directory holds then.
+    DatabaseCopy {
+        /// The database.
+        database: Oid,
+        /// The tablespace of the new directory.
+        tablespace: Oid,
+        /// The database that was copied.
+        source_database: Oid,
+        /// The tablespace of the directory that was copied.
+        source_tablespace: Oid,
+        /// The record's first byte.
+        begin: Lsn,
+        /// After the record.
+        end: Lsn,
+    },
+    /// A database's directory was made; its contents are in the WAL (`CREATE DATABASE` with strategy `wal_log`, since 15).
+    DatabaseCreate {
+        /// The database.
+        database: Oid,
+        /// The tablespace of the directory.
+        tablespace: Oid,
+        /// The record's first byte.
+        begin: Lsn,
+        /// After the record.
+        end: Lsn,
+    },
+    /// Directories of a database were removed (`DROP DATABASE`, `ALTER DATABASE ... SET TABLESPACE`).
+    DatabaseDrop {
+        /// The database.
+        database: Oid,
+        /// The tablespaces of its directories, at most
+        /// [`WalEvent::TABLESPACES_LIMIT`].
+        tablespaces: Vec<Oid>,
+        /// The record's first byte.
+        begin: Lsn,
+        /// After the record.
+        end: Lsn,
+    },
     /// The rest of the segment is not used (`pg_switch_wal`, `archive_timeout`).
     Switch {
         /// The record's first byte.
@@ -59,6 +153,62 @@ pub enum WalEvent {
         /// After the record, where the server's own counting jumps to the next segment.
         end: Lsn,
     },
+}
+
+impl WalEvent {
+    /// How many tablespaces of one [`WalEvent::DatabaseDrop`] are told.
+    pub const TABLESPACES_LIMIT: usize = 256;
+
+    /// The record's first byte.
+    #[must_use]
+    pub const fn begin(&self) -> Lsn {
+        self.bounds().0
+    }
+
+    /// The aligned position after the record.
+    #[must_use]
+    pub const fn end(&self) -> Lsn {
+        self.bounds().1
+    }
+
+    const fn bounds(&self) -> (Lsn, Lsn) {
+        match self {
+            Self::Commit { begin, end, .. }
+            | Self::Abort { begin, end, .. }
+            | Self::OtherTransaction { begin, end }
+            | Self::RestorePoint { begin, end, .. }
+            | Self::Checkpoint { begin, end, .. }
+            | Self::ParameterChange { begin, end, .. }
+            | Self::EndOfRecovery { begin, end, .. }
+            | Self::TablespaceCreate { begin, end, .. }
+            | Self::TablespaceDrop { begin, end, .. }
+            | Self::DatabaseCopy { begin, end, .. }
+            | Self::DatabaseCreate { begin, end, .. }
+            | Self::DatabaseDrop { begin, end, .. }
+            | Self::Switch { begin, end } => (*begin, *end),
+        }
+    }
+
+    /// Whether replay of the record needs more of the recovering server than the files of a backup: settings, or
+    /// directories that lie elsewhere.
+    #[must_use]
+    pub const fn is_requirement(&self) -> bool {
+        match self {
+            Self::ParameterChange { .. }
+            | Self::TablespaceCreate { .. }
+            | Self::TablespaceDrop { .. }
+            | Self::DatabaseCopy { .. }
+            | Self::DatabaseCreate { .. }
+            | Self::DatabaseDrop { .. } => true,
+            Self::Commit { .. }
+            | Self::Abort { .. }
+            | Self::OtherTransaction { .. }
+            | Self::RestorePoint { .. }
+            | Self::Checkpoint { .. }
+            | Self::EndOfRecovery { .. }
+            | Self::Switch { .. } => false,
+        }
+    }
 }
 
 /// WAL that recovery would stumble over.

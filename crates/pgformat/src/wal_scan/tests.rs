@@ -1,8 +1,9 @@
+mod parts;
 mod properties;
 mod writer;
 
 use super::*;
-use crate::{TimestampTz, TransactionId};
+use crate::{Oid, RequiredSettings, TimestampTz, TransactionId, WalLevel};
 use writer::{Writer, main_data};
 
 const START: Lsn = Lsn(3 << 20);
@@ -491,5 +492,127 @@ fn restore_points_and_checkpoints_are_told() {
             walked.contents.checkpoint_time,
             Some(TimestampTz(1_000_000))
         );
+    }
+}
+
+#[test]
+fn what_recovery_needs_beyond_the_files_of_a_backup_is_told() {
+    for major in MajorVersion::ALL {
+        let mut wal = Writer::new(major);
+        let numbers = |numbers: &[u32]| -> Vec<u8> {
+            numbers
+                .iter()
+                .flat_map(|number| number.to_le_bytes())
+                .collect()
+        };
+        let mut records = vec![
+            (
+                0,
+                0x60,
+                [numbers(&[80, 8, 10, 3, 64, 0]), vec![1, 0]].concat(),
+            ),
+            (
+                0,
+                0x90,
+                [7_i64.to_le_bytes().to_vec(), numbers(&[4, 3, 1])].concat(),
+            ),
+            (
+                5,
+                0x00,
+                [numbers(&[16_385]), b"/srv/far\0".to_vec()].concat(),
+            ),
+            (5, 0x00, [numbers(&[16_386]), vec![0]].concat()),
+            (5, 0x10, numbers(&[16_385])),
+            (4, 0x00, numbers(&[5, 1663, 4, 1664])),
+        ];
+        if major == MajorVersion::V14 {
+            records.push((4, 0x10, numbers(&[5, 2, 1663, 16_385])));
+        } else {
+            records.push((4, 0x20, numbers(&[5, 2, 1663, 16_385])));
+            records.push((4, 0x10, numbers(&[6, 1663])));
+        }
+        records.push((130, 0x00, vec![1]));
+        let bounds: Vec<(Lsn, Lsn)> = records
+            .iter()
+            .map(|(manager, info, data)| wal.record(*manager, *info, 0, &main_data(data)))
+            .collect();
+        let walked = walk_in(&wal.bytes, |number| [1, 40, 3][number % 3]);
+        let of = |at: usize| bounds[at];
+        let mut expected = vec![
+            {
+                let (begin, end) = of(0);
+                WalEvent::ParameterChange {
+                    settings: RequiredSettings {
+                        max_connections: 80,
+                        max_worker_processes: 8,
+                        max_wal_senders: 10,
+                        max_prepared_transactions: 3,
+                        max_locks_per_transaction: 64,
+                    },
+                    wal_level: Some(WalLevel::Minimal),
+                    begin,
+                    end,
+                }
+            },
+            {
+                let (begin, end) = of(1);
+                WalEvent::EndOfRecovery {
+                    timeline: TimelineId(4),
+                    previous_timeline: TimelineId(3),
+                    time: TimestampTz(7),
+                    begin,
+                    end,
+                }
+            },
+        ];
+        for (at, tablespace, location) in [(2, 16_385, &b"/srv/far"[..]), (3, 16_386, b"")] {
+            let (begin, end) = of(at);
+            expected.push(WalEvent::TablespaceCreate {
+                tablespace: Oid(tablespace),
+                location: location.to_vec(),
+                begin,
+                end,
+            });
+        }
+        let (begin, end) = of(4);
+        expected.push(WalEvent::TablespaceDrop {
+            tablespace: Oid(16_385),
+            begin,
+            end,
+        });
+        let (begin, end) = of(5);
+        expected.push(WalEvent::DatabaseCopy {
+            database: Oid(5),
+            tablespace: Oid(1663),
+            source_database: Oid(4),
+            source_tablespace: Oid(1664),
+            begin,
+            end,
+        });
+        let (begin, end) = of(6);
+        expected.push(WalEvent::DatabaseDrop {
+            database: Oid(5),
+            tablespaces: vec![Oid(1663), Oid(16_385)],
+            begin,
+            end,
+        });
+        if major != MajorVersion::V14 {
+            let (begin, end) = of(7);
+            expected.push(WalEvent::DatabaseCreate {
+                database: Oid(6),
+                tablespace: Oid(1663),
+                begin,
+                end,
+            });
+        }
+        assert_eq!(walked.events, expected, "{major}");
+        assert!(walked.contents.has_requirements);
+        assert_eq!(
+            walked.contents.custom_manager_numbers().collect::<Vec<_>>(),
+            [130]
+        );
+        for (event, (begin, end)) in walked.events.iter().zip(&bounds) {
+            assert_eq!((event.begin(), event.end()), (*begin, *end));
+        }
     }
 }

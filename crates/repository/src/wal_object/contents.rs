@@ -1,6 +1,6 @@
 //! The contents frame of a WAL object: what the records in it say, in few bytes, before the tail.
 
-use leeward_pgformat::{Lsn, RestorePoint, TimestampTz, WalContents};
+use leeward_pgformat::{Lsn, RecordPart, RestorePoint, TimestampTz, WalContents};
 
 use super::SKIPPABLE_MAGIC;
 use crate::fields::Fields;
@@ -8,7 +8,7 @@ use crate::hash::Hash;
 
 const BEGIN_MAGIC: [u8; 8] = *b"LWWALCON";
 const END_MAGIC: [u8; 8] = *b"LWWALCND";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const FIXED_BYTES: usize = 128;
 /// Short hash, length and magic: how the frame is found and proven from its end.
 const END_BYTES: usize = 28;
@@ -19,15 +19,28 @@ const HAS_TIMES: u16 = 1;
 const HAS_XIDS: u16 = 2;
 const HAS_CHECKPOINT: u16 = 4;
 const MORE_RESTORE_POINTS: u16 = 8;
+const HAS_TAIL: u16 = 16;
+const HAS_OPEN: u16 = 32;
+const OVERWRITES: u16 = 64;
+const HAS_REQUIREMENTS: u16 = 128;
 
 /// The frame drawn in `docs/format.md`.
 pub(super) fn encode(contents: &WalContents) -> Vec<u8> {
+    let mut parts = Vec::new();
+    if let Some(tail) = &contents.tail {
+        encode_part(tail, &mut parts);
+    }
+    if let Some((begin, open)) = &contents.open {
+        parts.extend_from_slice(&begin.0.to_le_bytes());
+        encode_part(open, &mut parts);
+    }
     let mut points = Vec::new();
     let mut count = 0_u32;
     let mut more = contents.more_restore_points;
     for point in &contents.restore_points {
         let Some(length) = u8::try_from(point.name.len()).ok().filter(|length| {
-            FIXED_BYTES + points.len() + 17 + usize::from(*length) + END_BYTES <= CONTENTS_LIMIT
+            FIXED_BYTES + parts.len() + points.len() + 17 + usize::from(*length) + END_BYTES
+                <= CONTENTS_LIMIT
         }) else {
             more = true;
             break;
@@ -43,8 +56,12 @@ pub(super) fn encode(contents: &WalContents) -> Vec<u8> {
     let flags = flag(times.is_some(), HAS_TIMES)
         | flag(contents.xids.is_some(), HAS_XIDS)
         | flag(contents.checkpoint_time.is_some(), HAS_CHECKPOINT)
-        | flag(more, MORE_RESTORE_POINTS);
-    let length = FIXED_BYTES + points.len() + END_BYTES;
+        | flag(more, MORE_RESTORE_POINTS)
+        | flag(contents.tail.is_some(), HAS_TAIL)
+        | flag(contents.open.is_some(), HAS_OPEN)
+        | flag(contents.overwrites, OVERWRITES)
+        | flag(contents.has_requirements, HAS_REQUIREMENTS);
+    let length = FIXED_BYTES + parts.len() + points.len() + END_BYTES;
 
     let mut frame = Vec::with_capacity(length);
     frame.extend_from_slice(&SKIPPABLE_MAGIC.to_le_bytes());
@@ -73,12 +90,35 @@ pub(super) fn encode(contents: &WalContents) -> Vec<u8> {
     let (least, greatest) = contents.xids.unwrap_or((0, 0));
     frame.extend_from_slice(&least.to_le_bytes());
     frame.extend_from_slice(&greatest.to_le_bytes());
-    frame.resize(FIXED_BYTES, 0);
+    let previous = contents.previous_record.unwrap_or(Lsn::INVALID);
+    frame.extend_from_slice(&previous.0.to_le_bytes());
+    frame.extend_from_slice(&contents.custom_managers.to_le_bytes());
+    frame.extend_from_slice(&parts);
     frame.extend_from_slice(&points);
     frame.extend_from_slice(&Hash::of(&frame).short().0);
     frame.extend_from_slice(&(length as u32).to_le_bytes());
     frame.extend_from_slice(&END_MAGIC);
     frame
+}
+
+fn encode_part(part: &RecordPart, to: &mut Vec<u8>) {
+    to.extend_from_slice(&part.length.to_le_bytes());
+    to.extend_from_slice(&part.checksum.to_le_bytes());
+    to.push(part.head.len() as u8);
+    to.extend_from_slice(&part.head);
+}
+
+fn decode_part(fields: &mut Fields<'_>) -> Option<RecordPart> {
+    let length = fields.u64()?;
+    let checksum = fields.u32()?;
+    let kept = usize::from(fields.u8()?);
+    let head = fields.bytes(kept)?.to_vec();
+    let sound = kept as u64 == length.min(RecordPart::HEAD_LIMIT as u64);
+    sound.then_some(RecordPart {
+        length,
+        head,
+        checksum,
+    })
 }
 
 /// The contents whose frame these bytes end with; `None` when they end with no such frame, or with one of a newer
@@ -139,7 +179,16 @@ fn decode_fields(fields: &mut Fields<'_>) -> Option<WalContents> {
     let (first_time, last_time) = (time(HAS_TIMES)?, time(HAS_TIMES)?);
     let checkpoint_time = time(HAS_CHECKPOINT)?;
     let xids = (fields.u32()?, fields.u32()?);
-    fields.take::<24>()?;
+    let previous_record = Some(Lsn(fields.u64()?)).filter(|lsn| lsn.is_valid());
+    let custom_managers = u128::from_le_bytes(fields.take::<16>()?);
+    let tail = match flags & HAS_TAIL {
+        0 => None,
+        _ => Some(decode_part(fields)?),
+    };
+    let open = match flags & HAS_OPEN {
+        0 => None,
+        _ => Some((Lsn(fields.u64()?), decode_part(fields)?)),
+    };
     let mut restore_points = Vec::new();
     for _ in 0..count {
         let lsn = Lsn(fields.u64()?);
@@ -150,6 +199,10 @@ fn decode_fields(fields: &mut Fields<'_>) -> Option<WalContents> {
     }
     Some(WalContents {
         first_record,
+        previous_record,
+        tail,
+        open,
+        overwrites: flags & OVERWRITES != 0,
         last_record,
         end,
         switch,
@@ -161,6 +214,8 @@ fn decode_fields(fields: &mut Fields<'_>) -> Option<WalContents> {
         checkpoint_time,
         restore_points,
         more_restore_points: flags & MORE_RESTORE_POINTS != 0,
+        has_requirements: flags & HAS_REQUIREMENTS != 0,
+        custom_managers,
     })
 }
 
@@ -171,8 +226,17 @@ mod tests {
     use super::*;
 
     fn full() -> WalContents {
+        let part = |length: u64| RecordPart {
+            length,
+            head: vec![7; length.min(128) as usize],
+            checksum: 0x1234_5678,
+        };
         WalContents {
             first_record: Some(Lsn(0x0100_0028)),
+            previous_record: Some(Lsn(0x00FF_FFA0)),
+            tail: Some(part(5)),
+            open: Some((Lsn(0x01FF_FF30), part(77_777))),
+            overwrites: true,
             last_record: Some(Lsn(0x01FF_FF00)),
             end: Some(Lsn(0x01FF_FF30)),
             switch: Some(Lsn(0x01FF_FF30)),
@@ -190,6 +254,8 @@ mod tests {
                 })
                 .to_vec(),
             more_restore_points: false,
+            has_requirements: true,
+            custom_managers: 1 << 127 | 1,
         }
     }
 
@@ -201,6 +267,22 @@ mod tests {
             let behind = [b"zstd bytes", frame.as_slice()].concat();
             assert_eq!(decode_at_end(&behind), Ok(Some(contents)));
         }
+    }
+
+    #[test]
+    fn the_frame_is_as_drawn() {
+        let frame = encode(&full());
+        let u64_at = |at: usize| u64::from_le_bytes(frame[at..at + 8].try_into().expect("8 bytes"));
+        assert_eq!(&frame[8..20], b"LWWALCON\x02\x00\xF7\x00");
+        assert_eq!((u64_at(24), u64_at(104)), (0x0100_0028, 0x00FF_FFA0));
+        assert_eq!((u64_at(112), u64_at(120)), (1, 1 << 63));
+        // The tail: five bytes. The open record: more than is kept.
+        assert_eq!(&frame[128..141], b"\x05\0\0\0\0\0\0\0\x78\x56\x34\x12\x05");
+        assert_eq!((u64_at(146), u64_at(154)), (0x01FF_FF30, 77_777));
+        assert_eq!(
+            (frame[166], frame.len() - 28),
+            (128, 167 + 128 + 3 * 17 + 6 + 23)
+        );
     }
 
     #[test]
@@ -217,7 +299,7 @@ mod tests {
         let frame = encode(&contents);
         assert!(frame.len() <= CONTENTS_LIMIT);
         let found = decode_at_end(&frame).expect("sound").expect("contents");
-        assert_eq!(found.restore_points.len(), 14);
+        assert_eq!(found.restore_points.len(), 13);
         assert!(found.more_restore_points);
     }
 
@@ -243,7 +325,7 @@ mod tests {
     #[test]
     fn another_version_is_left_alone() {
         let mut frame = encode(&full());
-        frame[16] = 2;
+        frame[16] = 3;
         let hashed = frame.len() - END_BYTES;
         let hash = Hash::of(&frame[..hashed]).short().0;
         frame[hashed..hashed + 16].copy_from_slice(&hash);

@@ -142,34 +142,37 @@ fn format_1_is_read() {
     );
 }
 
-/// A WAL object that says what is in it.
-fn wal_with_contents() -> Key {
-    layout::archived_wal("main", TimelineId(1), "000000010000000000000002").expect("a key")
+/// A WAL object with contents of this version.
+fn wal_with_contents(version: u16) -> Key {
+    let name = format!("00000001000000000000000{}", version + 1);
+    layout::archived_wal("main", TimelineId(1), &name).expect("a key")
 }
 
-/// How the file came to be.
+/// Writes the golden file of contents version 2.
 #[test]
 #[ignore = "writes a golden file; only for a new format version"]
 fn write_wal_with_contents() {
     let store = LocalStore::new(golden());
     let plain = wal_plain();
     let mut source = ScannedWal(&plain);
-    write_wal_object_with_contents(&store, &wal_with_contents(), wal_facts(), &mut source, 3)
+    write_wal_object_with_contents(&store, &wal_with_contents(2), wal_facts(), &mut source, 3)
         .expect("written");
 }
 
 #[test]
-fn contents_of_format_1_are_read() {
+fn contents_of_version_1_are_left_alone_and_of_version_2_are_read() {
     let store = LocalStore::new(golden());
-    let key = wal_with_contents();
-    let size = store.size(&key).expect("a size");
-    let mut plain = Vec::new();
-    let found = read_wal_object(&store, &key, size, &mut plain).expect("a WAL object");
-    assert_eq!(plain, wal_plain());
-    assert_eq!(found.facts, wal_facts());
-    assert_eq!(found.contents, Some(wal_contents()));
-    assert_eq!(
-        read_wal_object_contents(&store, &key, size).expect("read"),
-        Some(wal_contents())
-    );
+    for (version, expected) in [(1, None), (2, Some(wal_contents()))] {
+        let key = wal_with_contents(version);
+        let size = store.size(&key).expect("a size");
+        let mut plain = Vec::new();
+        let found = read_wal_object(&store, &key, size, &mut plain).expect("a WAL object");
+        assert_eq!(plain, wal_plain());
+        assert_eq!(found.facts, wal_facts());
+        assert_eq!(found.contents, expected);
+        assert_eq!(
+            read_wal_object_contents(&store, &key, size).expect("read"),
+            expected
+        );
+    }
 }

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use leeward_fixtures::{heap_pages, noise, rows};
 use leeward_pgformat::{
-    BlockNumber, Lsn, RestorePoint, SystemIdentifier, TimelineId, TimestampTz, WalContents,
+    BlockNumber, Lsn, RecordPart, RestorePoint, SystemIdentifier, TimelineId, TimestampTz,
+    WalContents,
 };
 use leeward_repository::RepositoryError;
 use leeward_repository::codec::{Compression, FrameCompression};
@@ -307,6 +308,23 @@ pub fn wal_contents() -> WalContents {
             lsn: Lsn(0x0210_0000),
         }],
         more_restore_points: false,
+        previous_record: Some(Lsn(0x01FF_FFA0)),
+        tail: Some(RecordPart {
+            length: 3,
+            head: vec![1, 2, 3],
+            checksum: 0x1234_5678,
+        }),
+        open: Some((
+            Lsn(0x02FF_FF30),
+            RecordPart {
+                length: 200,
+                head: (0..128).collect(),
+                checksum: 0x9ABC_DEF0,
+            },
+        )),
+        overwrites: false,
+        has_requirements: true,
+        custom_managers: 1 << 2,
     }
 }
 
