@@ -59,7 +59,7 @@ enum What {
 
 impl Deed {
     fn is(&self, event: &WalEvent) -> bool {
-        let (begin, end) = bounds(event);
+        let (begin, end) = (event.begin(), event.end());
         let same = match (&self.what, event) {
             (What::Commit(mine), WalEvent::Commit { xid, .. })
             | (What::Abort(mine), WalEvent::Abort { xid, .. }) => mine == xid,
@@ -74,25 +74,17 @@ impl Deed {
     }
 }
 
-fn bounds(event: &WalEvent) -> (Lsn, Lsn) {
-    match event {
-        WalEvent::Commit { begin, end, .. }
-        | WalEvent::Abort { begin, end, .. }
-        | WalEvent::RestorePoint { begin, end, .. }
-        | WalEvent::Checkpoint { begin, end, .. }
-        | WalEvent::Switch { begin, end } => (*begin, *end),
-    }
-}
-
 /// Does things one after the other, and remembers them.
 struct Doer {
     session: Session,
+    major: u32,
     deeds: Vec<Deed>,
 }
 
 impl Doer {
-    fn new(server: &Server) -> Doer {
+    fn new(server: &Server, major: u32) -> Doer {
         Doer {
+            major,
             session: Session::open(server),
             deeds: Vec::new(),
         }
@@ -175,6 +167,18 @@ impl Doer {
         });
         self.commits("INSERT INTO deeds VALUES (5, 'after the switch')");
         self.does("CHECKPOINT;", |_| vec![What::Checkpoint]);
+        if self.major >= 15 {
+            self.session.run(
+                "SET allow_in_place_tablespaces = on;
+                 CREATE TABLESPACE side LOCATION '';
+                 CREATE DATABASE copied STRATEGY file_copy;
+                 CREATE DATABASE logged STRATEGY wal_log;
+                 ALTER DATABASE copied SET TABLESPACE side;
+                 DROP DATABASE copied;
+                 DROP DATABASE logged;
+                 DROP TABLESPACE side;",
+            );
+        }
         self.commits("INSERT INTO deeds VALUES (6, 'after the checkpoint')");
     }
 }
@@ -266,6 +270,7 @@ fn hold_against_pg_waldump(walk: &Walk) {
     let (first, last) = (&walk.segments[0], walk.segments.last().expect("segments"));
     let output = Command::new(system_tool("pg_waldump"))
         .args(["--rmgr=Transaction", "--rmgr=XLOG"])
+        .args(["--rmgr=Tablespace", "--rmgr=Database"])
         .args([first, last])
         .env("TZ", "UTC")
         .env("LC_ALL", "C.UTF-8")
@@ -304,6 +309,16 @@ fn hold_against_pg_waldump(walk: &Walk) {
             "CHECKPOINT_SHUTDOWN" | "CHECKPOINT_ONLINE" => {
                 expected.push(format!("{kind} {begin} {until_semicolon}"));
             }
+            "PREPARE" | "ASSIGNMENT" | "INVALIDATION" => {
+                expected.push(format!("Transaction {begin}"));
+            }
+            "PARAMETER_CHANGE" => {
+                let (needed, _) = rest.split_once(" wal_log_hints").expect("the level before");
+                expected.push(format!("{kind} {begin} {needed}"));
+            }
+            "CREATE" | "CREATE_FILE_COPY" | "CREATE_WAL_LOG" | "DROP" => {
+                expected.push(format!("{kind} {begin} {rest}"));
+            }
             _ => {}
         }
     }
@@ -328,12 +343,94 @@ fn hold_against_pg_waldump(walk: &Walk) {
             WalEvent::Checkpoint { redo, begin, .. } => {
                 format!("CHECKPOINT_ONLINE {begin} redo {redo}")
             }
+            WalEvent::OtherTransaction { begin, .. } => format!("Transaction {begin}"),
+            WalEvent::ParameterChange {
+                settings,
+                wal_level,
+                begin,
+                ..
+            } => {
+                let values: Vec<String> = settings
+                    .by_name()
+                    .iter()
+                    .map(|(name, value)| format!("{}={value}", shortened(name)))
+                    .collect();
+                let level = wal_level.expect("a level");
+                format!(
+                    "PARAMETER_CHANGE {begin} {} wal_level={level}",
+                    values.join(" ")
+                )
+            }
+            WalEvent::TablespaceCreate {
+                tablespace,
+                location,
+                begin,
+                ..
+            } => {
+                let location = String::from_utf8_lossy(location);
+                format!("CREATE {begin} {} \"{location}\"", tablespace.0)
+            }
+            WalEvent::TablespaceDrop {
+                tablespace, begin, ..
+            } => format!("DROP {begin} {}", tablespace.0),
+            WalEvent::DatabaseCopy {
+                database,
+                tablespace,
+                source_database,
+                source_tablespace,
+                begin,
+                ..
+            } => format!(
+                "CREATE_FILE_COPY {begin} copy dir {}/{} to {}/{}",
+                source_tablespace.0, source_database.0, tablespace.0, database.0
+            ),
+            WalEvent::DatabaseCreate {
+                database,
+                tablespace,
+                begin,
+                ..
+            } => format!(
+                "CREATE_WAL_LOG {begin} create dir {}/{}",
+                tablespace.0, database.0
+            ),
+            WalEvent::DatabaseDrop {
+                database,
+                tablespaces,
+                begin,
+                ..
+            } => {
+                let directories: Vec<String> = tablespaces
+                    .iter()
+                    .map(|tablespace| format!("{}/{}", tablespace.0, database.0))
+                    .collect();
+                format!("DROP {begin} dir {}", directories.join(" "))
+            }
+            WalEvent::EndOfRecovery { begin, .. } => format!("END_OF_RECOVERY {begin}"),
         })
         .collect();
     assert_eq!(found.len(), expected.len());
     for (found, expected) in found.iter().zip(&expected) {
         assert_eq!(found, expected);
     }
+    for kind in [
+        "PARAMETER_CHANGE",
+        "CREATE",
+        "CREATE_FILE_COPY",
+        "CREATE_WAL_LOG",
+    ] {
+        assert!(
+            found
+                .iter()
+                .any(|event| event.starts_with(&format!("{kind} "))),
+            "{kind}"
+        );
+    }
+}
+
+/// The name of a setting in what `pg_waldump` prints.
+fn shortened(name: &str) -> String {
+    name.replace("transactions", "xacts")
+        .replace("transaction", "xact")
 }
 
 /// Each commit's time is the one that the server keeps.
@@ -416,7 +513,7 @@ fn check(major: u32) {
         primary.sql("CREATE TABLE deeds (id int, what text)");
     });
 
-    let mut doer = Doer::new(&pair.primary);
+    let mut doer = Doer::new(&pair.primary, major);
     doer.lives(1);
     let mut deeds = std::mem::take(&mut doer.deeds);
     drop(doer);
@@ -437,10 +534,15 @@ fn check(major: u32) {
         hold_against_the_deeds(&crashed, &deeds);
         pair.primary.start();
     }
-    let mut doer = Doer::new(&pair.primary);
+    let mut doer = Doer::new(&pair.primary, major);
     doer.lives(2);
     deeds.append(&mut doer.deeds);
     drop(doer);
+    // Settings that a server in recovery needs, too.
+    pair.primary
+        .append_config("max_connections = 77\nmax_worker_processes = 9");
+    pair.primary.stop(Stop::Fast);
+    pair.primary.start();
 
     let flushed = pair.primary.sql("SELECT pg_current_wal_flush_lsn()");
     let primary = walk(pair.primary.data());
@@ -460,7 +562,7 @@ fn check(major: u32) {
     pair.wait_streaming();
     pair.primary.stop(Stop::Immediate);
     pair.standby.promote();
-    let mut doer = Doer::new(&pair.standby);
+    let mut doer = Doer::new(&pair.standby, major);
     doer.lives(3);
     deeds.append(&mut doer.deeds);
     drop(doer);
