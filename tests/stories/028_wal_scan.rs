@@ -540,7 +540,7 @@ fn check(major: u32) {
     drop(doer);
     // Settings that a server in recovery needs, too.
     pair.primary
-        .append_config("max_connections = 77\nmax_worker_processes = 9");
+        .append_config("max_connections = 39\nmax_worker_processes = 7");
     pair.primary.stop(Stop::Fast);
     pair.primary.start();
 

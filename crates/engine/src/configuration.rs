@@ -435,6 +435,15 @@ fn relative(folder: &Path, to: &Path) -> PathBuf {
 }
 
 impl Adoption {
+    /// The value of a setting that is a whole number; `None` where it is not set, or cannot be read.
+    pub(crate) fn number(&self, name: &str) -> Option<i64> {
+        let text = std::str::from_utf8(self.settings.get(name)?).ok()?.trim();
+        match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+            Some(digits) => i64::from_str_radix(digits, 16).ok(),
+            None => text.parse().ok(),
+        }
+    }
+
     /// What to know before starting a server on the copy at `data`, beside the one that was backed up.
     pub(crate) fn collisions(&self, data: &Path) -> Vec<String> {
         let of = |name: &str| {

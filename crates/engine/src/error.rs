@@ -59,6 +59,17 @@ impl Error {
         self
     }
 
+    /// The message and all causes, in one line.
+    pub(crate) fn with_causes(&self) -> String {
+        let mut text = self.message.clone();
+        let mut source = StdError::source(self);
+        while let Some(cause) = source {
+            text += &format!(": {cause}");
+            source = cause.source();
+        }
+        text
+    }
+
     /// How the failure is to be taken.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use leeward_postgres::data_directory::path_from_bytes;
 use leeward_postgres::known_faults::recovery_warning;
+use leeward_repository::catalog::Cluster;
 use leeward_repository::file_path::Root;
 use leeward_repository::manifest::{
     Content, Entry, FileKind, FileRecord, ManifestReader, WalRecord,
@@ -23,10 +24,12 @@ use tar::{Builder, EntryType, Header};
 use crate::configuration::{AUTO, Adoption, Files, adopt_for};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer, Phase};
+use crate::recovery::choose::own_requirements;
 use crate::repository;
 use crate::restore::finish::read_wal;
-use crate::restore::open_manifest;
+use crate::restore::requirements::settings_to_raise;
 use crate::restore::settings;
+use crate::restore::{control_file, open_manifest, required_settings};
 use survey::{Frames, InBackup, Survey, TABLESPACES};
 
 /// zstd level of the archives.
@@ -72,7 +75,7 @@ pub fn export(
     let summary = cluster.resolve(backup)?;
     let manifest = open_manifest(store, &cluster, &summary)?;
     let survey = Survey::of(&manifest)?;
-    let adoption = adopted(store, cluster.name(), &summary, &manifest, &survey)?;
+    let adoption = adopted(store, &cluster, &summary, &manifest, &survey)?;
     let caution = recovery_warning(&summary.postgres_version);
     for note in adoption.notes.iter().chain(&caution) {
         observe(Event::Notice(note.clone()));
@@ -81,7 +84,7 @@ pub fn export(
     observe(Event::Total(summary.size_bytes));
     let export = Export {
         store,
-        cluster: cluster.name(),
+        cluster: &cluster,
         summary: &summary,
         manifest: &manifest,
         survey: &survey,
@@ -121,14 +124,14 @@ pub fn export(
 /// The configuration that the archive gets.
 fn adopted(
     store: &Arc<dyn Store>,
-    cluster: &str,
+    cluster: &Cluster,
     summary: &BackupSummary,
     manifest: &ManifestReader,
     survey: &Survey,
 ) -> Result<Adoption> {
     let copy = InBackup {
         survey,
-        frames: RefCell::new(Frames::new(store, cluster, summary, manifest)),
+        frames: RefCell::new(Frames::new(store, cluster.name(), summary, manifest)),
     };
     let mut adoption = adopt_for(&copy, summary)?;
     let mut auto = match adoption.files.remove(Path::new(AUTO)) {
@@ -136,6 +139,29 @@ fn adopted(
         None => copy.read(Path::new(AUTO))?.unwrap_or_default(),
     };
     auto.extend(settings::own_wal(summary.id.as_str()).into_bytes());
+    let requirements = own_requirements(cluster, summary)?;
+    if let Some(tablespace) = requirements.tablespaces.first() {
+        return Err(Error::new(
+            ErrorKind::Refused,
+            format!(
+                "backup {} cannot be exported: replay of the record at {} creates tablespace {} in \"{}\", wherever the archives are extracted",
+                summary.id,
+                tablespace.record,
+                tablespace.tablespace.0,
+                String::from_utf8_lossy(&tablespace.location)
+            ),
+        )
+        .hint("Export a backup that was begun later."));
+    }
+    let control = control_file(manifest, summary)?;
+    let needed = requirements
+        .settings
+        .max(required_settings(&control, summary)?);
+    let (raised, note) = settings_to_raise(needed, &adoption);
+    adoption.notes.extend(note);
+    for (name, value) in raised {
+        auto.extend(format!("{name} = {value}\n").into_bytes());
+    }
     adoption.files.insert(AUTO.into(), auto);
     adoption.files.insert("recovery.signal".into(), Vec::new());
     Ok(adoption)
@@ -178,7 +204,7 @@ fn unwritable(source: io::Error) -> Error {
 
 struct Export<'a> {
     store: &'a Arc<dyn Store>,
-    cluster: &'a str,
+    cluster: &'a Cluster,
     summary: &'a BackupSummary,
     manifest: &'a ManifestReader,
     survey: &'a Survey,
@@ -213,7 +239,7 @@ impl Export<'_> {
     }
 
     fn read(&self, items: &Sender<Item>) -> Result<()> {
-        let mut frames = Frames::new(self.store, self.cluster, self.summary, self.manifest);
+        let mut frames = Frames::new(self.store, self.cluster.name(), self.summary, self.manifest);
         for entry in self.manifest.entries() {
             let record = match entry? {
                 Entry::Wal(record) => {
@@ -391,9 +417,8 @@ impl Export<'_> {
             // The header alone: its bytes follow as they are decompressed, never all of them in memory.
             let path = Path::new("pg_wal").join(&record.name);
             append(archive, header, &path, io::empty())?;
-            let store = self.store.as_ref();
             let to = archive.get_mut();
-            read_wal(store, self.cluster, self.summary, record, to)?;
+            read_wal(self.cluster, self.summary, record, to)?;
             let rest = length.next_multiple_of(TAR_BLOCK) - length;
             to.write_all(&vec![0; rest as usize]).map_err(unwritable)?;
         }

@@ -10,6 +10,7 @@ mod frames;
 pub mod moment;
 pub mod pack;
 mod parallel;
+pub mod recovery;
 mod repository;
 pub mod restore;
 pub mod wal;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
-use leeward_engine::restore::TimelineWish;
+use leeward_engine::recovery::TimelineSelection;
 use leeward_pgformat::{Lsn, TimelineId};
 use leeward_postgres::backup_session::BackupFrom;
 use leeward_repository::codec::{Compression, FrameCompression};
@@ -229,7 +229,7 @@ pub struct Restore {
     pub target: Target,
     /// Recover along this timeline: latest, current or a number [default: latest]
     #[arg(long, value_name = "TLI", value_parser = timeline)]
-    pub target_timeline: Option<TimelineWish>,
+    pub target_timeline: Option<TimelineSelection>,
     /// Stop just before the target, and not with it (for a time, an LSN or a transaction)
     #[arg(long)]
     pub target_exclusive: bool,
@@ -304,12 +304,12 @@ pub struct Export {
     pub to: PathBuf,
 }
 
-fn timeline(text: &str) -> Result<TimelineWish, String> {
+fn timeline(text: &str) -> Result<TimelineSelection, String> {
     match text {
-        "latest" => Ok(TimelineWish::Latest),
-        "current" => Ok(TimelineWish::Current),
+        "latest" => Ok(TimelineSelection::Latest),
+        "current" => Ok(TimelineSelection::Current),
         number => match number.parse() {
-            Ok(timeline) if timeline != TimelineId(0) => Ok(TimelineWish::Number(timeline)),
+            Ok(timeline) if timeline != TimelineId(0) => Ok(TimelineSelection::Number(timeline)),
             _ => Err("write latest, current, or a timeline's number".to_owned()),
         },
     }
@@ -349,8 +349,8 @@ mod tests {
 
     #[test]
     fn timelines() {
-        assert_eq!(timeline("latest"), Ok(TimelineWish::Latest));
-        assert_eq!(timeline("3"), Ok(TimelineWish::Number(TimelineId(3))));
+        assert_eq!(timeline("latest"), Ok(TimelineSelection::Latest));
+        assert_eq!(timeline("3"), Ok(TimelineSelection::Number(TimelineId(3))));
         for wrong in ["", "0", "-1", "newest", "0x3"] {
             assert!(timeline(wrong).is_err(), "{wrong}");
         }

@@ -7,6 +7,8 @@ mod page_header;
 mod parts;
 mod record;
 
+use std::ops::Range;
+
 use crate::wal_segment::WAL_PAGE_SIZE;
 use crate::{
     Lsn, MajorVersion, RecordPart, SystemIdentifier, TimelineId, WalContents, WalSegmentSize,
@@ -49,6 +51,9 @@ pub struct WalScanner {
     end_of_valid: Lsn,
     switched_at: Option<Lsn>,
     end: Option<WalDamage>,
+    /// The first complete record from some LSN on is wanted, and its bounds once it was seen.
+    wanted: Option<Lsn>,
+    found: Option<Range<Lsn>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,11 +137,24 @@ impl WalScanner {
             end_of_valid: start,
             switched_at: None,
             end: None,
+            wanted: None,
+            found: None,
         };
         if !start.0.is_multiple_of(PAGE) {
             scanner.end_at(start, WalProblem::Start { start });
         }
         scanner
+    }
+
+    /// Asks for the first complete record that begins at `lsn` or later: [`found`](Self::found).
+    pub fn look_for(&mut self, lsn: Lsn) {
+        self.wanted = Some(lsn);
+    }
+
+    /// The bounds of the record that was asked for, once it is complete.
+    #[must_use]
+    pub fn found(&self) -> Option<Range<Lsn>> {
+        self.found.clone()
     }
 
     /// Takes the next bytes, and tells what the records that end in them say.
@@ -428,6 +446,10 @@ impl WalScanner {
         self.end_of_valid = end;
         self.contents.last_record = Some(begin);
         self.contents.end = Some(end);
+        if self.wanted.is_some_and(|wanted| begin >= wanted) {
+            self.wanted = None;
+            self.found = Some(begin..end);
+        }
         if let Some(manager) = header.custom_manager() {
             self.contents.custom_managers |= 1 << (manager - 128);
         }

@@ -3,6 +3,7 @@
 //! Knows no server, prints nothing, and blocks: asynchronous code stays behind [`store`].
 
 pub mod backup_id;
+mod backup_wal;
 pub mod catalog;
 pub mod codec;
 mod document;

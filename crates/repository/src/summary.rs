@@ -47,9 +47,17 @@ pub struct BackupSummary {
     /// CHECKPOINT LOCATION of `backup_label`.
     #[serde(with = "text")]
     pub checkpoint_lsn: Lsn,
-    /// Where recovery is consistent.
+    /// Where the WAL of the backup ends; recovery is consistent here at the latest.
     #[serde(with = "text")]
     pub stop_lsn: Lsn,
+    /// Where recovery is consistent by the control file of a standby's backup (`minRecoveryPoint`), which was read before the
+    /// backup's end; absent in older backups, and of a primary, where that is the stop LSN.
+    #[serde(
+        default,
+        with = "optional_text",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub consistent_lsn: Option<Lsn>,
     /// The timeline at the stop.
     #[serde(with = "number")]
     pub stop_timeline: TimelineId,
@@ -229,6 +237,29 @@ pub(crate) mod text {
         String::deserialize(deserializer)?
             .parse()
             .map_err(serde::de::Error::custom)
+    }
+}
+
+/// As [`text`], where it may be absent.
+mod optional_text {
+    use super::*;
+
+    pub fn serialize<T: Display, S: Serializer>(
+        value: &Option<T>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match value {
+            Some(value) => serializer.collect_str(value),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub fn deserialize<'de, T: FromStr<Err: Display>, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<T>, D::Error> {
+        Option::<String>::deserialize(deserializer)?
+            .map(|text| text.parse().map_err(serde::de::Error::custom))
+            .transpose()
     }
 }
 

@@ -31,6 +31,7 @@ use workplace::Workplaces;
 
 pub use gap::Gap;
 pub use holdings::{Holdings, Segments, TimelineHoldings};
+pub use pieces::contiguous_pieces;
 
 /// The most plain bytes that one piece may have, so that a reader can hold several in memory.
 pub const PIECE_BYTES_LIMIT: u64 = 32 << 20;

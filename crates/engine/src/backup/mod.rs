@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+use leeward_pgformat::Lsn;
 use leeward_pgformat::control_file::DbState;
 use leeward_pgformat::{BackupLabel, TablespaceMap, TimelineId};
 use leeward_postgres::backup_session::{BackupFrom, BackupSession, BackupStop, Position};
@@ -241,7 +242,7 @@ impl Run<'_> {
             .damaged
             .extend(required.after(stored, &mut session, self.server)?);
 
-        self.add_control_file(role, &mut manifest, &mut collected)?;
+        let consistent_lsn = self.add_control_file(role, &mut manifest, &mut collected)?;
         let stop = session.stop()?;
         let label = BackupLabel::parse(&stop.backup_label).map_err(|e| {
             Error::failed("could not make sense of the backup label that the server returned")
@@ -287,6 +288,7 @@ impl Run<'_> {
             start_lsn,
             label: &label,
             stop_lsn: stop.stop_lsn,
+            consistent_lsn,
             stop_timeline,
             wal: &records,
             collected: &collected,
@@ -489,13 +491,14 @@ impl Run<'_> {
             .map_err(|e| Error::failed("could not read the data directory").because(e))
     }
 
-    /// `global/pg_control`, read last: its minimum recovery point then covers every page that was copied.
+    /// `global/pg_control`, read last: its minimum recovery point then covers every page that was copied. Of a standby, that
+    /// is where recovery is consistent (`read_backup_label`, src/backend/access/transam/xlogrecovery.c), and is returned.
     fn add_control_file(
         &self,
         role: Role,
         manifest: &mut ManifestWriter,
         collected: &mut Collected,
-    ) -> Result<()> {
+    ) -> Result<Option<Lsn>> {
         let (control, bytes) = self
             .directory
             .control_file()
@@ -511,7 +514,8 @@ impl Run<'_> {
             ))
             .hint("It was promoted, stopped or restarted; back up again."));
         }
-        self.add_inline(b"global/pg_control", bytes, 0o600, manifest, collected)
+        self.add_inline(b"global/pg_control", bytes, 0o600, manifest, collected)?;
+        Ok((role == Role::Standby).then_some(control.min_recovery_point))
     }
 
     fn add_label(

@@ -26,6 +26,8 @@ pub(super) struct Parts<'a> {
     pub start_lsn: Lsn,
     pub label: &'a BackupLabel,
     pub stop_lsn: Lsn,
+    /// Where recovery is consistent, if that is not where the backup stopped.
+    pub consistent_lsn: Option<Lsn>,
     pub stop_timeline: TimelineId,
     pub wal: &'a [WalRecord],
     pub collected: &'a Collected,
@@ -105,6 +107,7 @@ pub(super) fn summary(parts: &Parts<'_>) -> Result<BackupSummary> {
         start_timeline: parts.label.start_timeline,
         checkpoint_lsn: parts.label.checkpoint,
         stop_lsn: parts.stop_lsn,
+        consistent_lsn: parts.consistent_lsn,
         stop_timeline: parts.stop_timeline,
         wal,
         data_checksums: facts.data_checksums,

@@ -8,16 +8,15 @@ use std::io::{BufWriter, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-use leeward_pgformat::TablespaceMap;
-use leeward_repository::layout;
+use leeward_pgformat::wal_segment::history_file_name;
+use leeward_pgformat::{TablespaceMap, TimelineId};
+use leeward_repository::catalog::Cluster;
 use leeward_repository::manifest::WalRecord;
-use leeward_repository::store::Store;
 use leeward_repository::summary::BackupSummary;
-use leeward_repository::wal_object::read_wal_object;
 
 use super::settings::Settings;
 use super::target::{Target, could_not, make_directory, write_durably};
-use crate::configuration::{self, Files};
+use crate::configuration::{self, Adoption, Files};
 use crate::error::{Error, ErrorKind, Result};
 use crate::parallel;
 
@@ -26,8 +25,7 @@ const WAL_AT_ONCE: usize = 8;
 
 /// Writes the WAL of the backup into `pg_wal`, each object proven against the manifest.
 pub(super) fn write_wal(
-    store: &dyn Store,
-    cluster: &str,
+    cluster: &Cluster,
     summary: &BackupSummary,
     wal: &[WalRecord],
     target: &Target,
@@ -43,28 +41,30 @@ pub(super) fn write_wal(
             .mode(0o600)
             .open(&place);
         let mut file = BufWriter::new(file.map_err(|e| could_not("create", &place, e))?);
-        read_wal(store, cluster, summary, record, &mut file)?;
+        read_wal(cluster, summary, record, &mut file)?;
         file.flush().map_err(|e| could_not("write", &place, e))
     })
 }
 
 /// Reads one WAL object of a backup, held against its record.
 pub(crate) fn read_wal(
-    store: &dyn Store,
-    cluster: &str,
+    cluster: &Cluster,
     summary: &BackupSummary,
     record: &WalRecord,
     to: &mut dyn Write,
 ) -> Result<()> {
-    let key = layout::backup_wal(cluster, &summary.id, &record.name)?;
-    let found = read_wal_object(store, &key, record.stored_length, to)?;
+    let found =
+        cluster.read_backup_wal(&summary.id, &record.name, Some(record.stored_length), to)?;
     if found.plain_hash != record.plain_hash
         || found.stored_hash != record.stored_hash
         || found.plain_length != record.plain_length
     {
         return Err(Error::new(
             ErrorKind::Damaged,
-            format!("object \"{key}\" is not what the manifest says it is"),
+            format!(
+                "WAL file \"{}\" of backup {} is not what the manifest says it is",
+                record.name, summary.id
+            ),
         )
         .hint("Restore another backup, or this one from another copy of the repository."));
     }
@@ -92,8 +92,29 @@ pub(super) fn tablespace_map(stored: &[u8], target: &Target) -> Result<Option<Ve
     Ok((!map.entries.is_empty()).then(|| map.to_bytes()))
 }
 
-/// Writes the recovery settings, and the file that makes the server recover.
-pub(super) fn write_recovery(target: &Target, settings: &Settings<'_>) -> Result<()> {
+/// Takes the numbers of timelines whose history files nobody has: a server that opens looks for a number that has no history
+/// file, in the archive and then in `pg_wal` (`existsTimeLineHistory`, src/backend/access/transam/timeline.c).
+pub(super) fn reserve_timelines(target: &Target, timelines: &[TimelineId]) -> Result<()> {
+    for timeline in timelines {
+        let place = target
+            .place(Path::new("pg_wal"))
+            .join(history_file_name(*timeline));
+        if !place.exists() {
+            write_durably(
+                &place,
+                b"# The WAL archive has WAL of this timeline, and not its history file. This file keeps the number taken.\n",
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes the recovery settings, those that are `raised` for it, and the file that makes the server recover.
+pub(super) fn write_recovery(
+    target: &Target,
+    settings: &Settings<'_>,
+    raised: &[(&str, u32)],
+) -> Result<()> {
     let auto = target.place(Path::new("postgresql.auto.conf"));
     let append = || {
         OpenOptions::new()
@@ -101,14 +122,17 @@ pub(super) fn write_recovery(target: &Target, settings: &Settings<'_>) -> Result
             .create(true)
             .mode(0o600)
             .open(&auto)?
-            .write_all(settings.text().as_bytes())
+            .write_all(settings.text(raised).as_bytes())
     };
     append().map_err(|e| could_not("write", &auto, e))?;
     write_durably(&target.place(Path::new(settings.signal())), b"")
 }
 
-/// Gives the directory configuration of its own; returns what a person should know.
-pub(super) fn adopt_configuration(target: &Target, summary: &BackupSummary) -> Result<Vec<String>> {
+/// Gives the directory configuration of its own; returns that, and what a person should know.
+pub(super) fn adopt_configuration(
+    target: &Target,
+    summary: &BackupSummary,
+) -> Result<(Adoption, Vec<String>)> {
     let data = &target.path;
     let adoption = configuration::adopt_for(&OnDisk(data), summary)?;
     for (from, to) in &adoption.moved {
@@ -122,8 +146,9 @@ pub(super) fn adopt_configuration(target: &Target, summary: &BackupSummary) -> R
         fs::set_permissions(&place, Permissions::from_mode(mode))
             .map_err(|e| could_not("set the mode of", &place, e))?;
     }
-    let collisions = adoption.collisions(data);
-    Ok(adoption.notes.into_iter().chain(collisions).collect())
+    let mut notes = adoption.notes.clone();
+    notes.extend(adoption.collisions(data));
+    Ok((adoption, notes))
 }
 
 /// A restored directory, as far as its configuration goes.

@@ -1,18 +1,12 @@
 //! Putting a backup back: the mirror of taking it. A planner reads the manifest, workers fetch ranges of packs, prove
 //! every frame and write it where it belongs, a syncer keeps the disk busy; `global/pg_control` gets its name last.
 
-pub(crate) mod aim;
 mod apply;
-mod choose;
 pub(crate) mod finish;
 mod plan;
+pub(crate) mod requirements;
 pub(crate) mod settings;
 mod target;
-pub(crate) mod unreachable;
-pub(crate) mod witness;
-
-pub use aim::{Aim, Stop};
-pub use choose::TimelineWish;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
-use leeward_pgformat::{TablespaceMap, TimelineId};
+use leeward_pgformat::{ControlFile, Lsn, RequiredSettings, TablespaceMap, TimelineId};
 use leeward_postgres::known_faults::recovery_warning;
 use leeward_repository::catalog::Cluster;
 use leeward_repository::file_path::FilePath;
@@ -33,6 +27,10 @@ use leeward_repository::url::RepositoryUrl;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer, Phase};
 use crate::frames::Packs;
+use crate::recovery::choose::{RecoveryPlan, RecoveryRoute, choose};
+use crate::recovery::replay::Requirements;
+use crate::recovery::sources::BackupRange;
+use crate::recovery::{RecoveryOptions, StopPoint};
 use crate::repository;
 use apply::{FileSystems, Worker};
 use plan::{Planner, SetAside};
@@ -52,7 +50,7 @@ pub struct RestoreOptions {
     /// An id or a unique prefix of one. Without one, or with `latest`, the newest that recovery can get there from.
     pub backup: Option<String>,
     /// What the server is to do with it.
-    pub recovery: Recovery,
+    pub recovery: RecoveryOptions,
     /// An absent or empty directory.
     pub to: PathBuf,
     /// New places of tablespaces, by their old ones.
@@ -61,55 +59,19 @@ pub struct RestoreOptions {
     pub threads: Option<usize>,
 }
 
-/// What the server is to do with what is restored.
-#[derive(Clone, Debug)]
-pub struct Recovery {
-    /// Where recovery is to stop.
-    pub aim: Aim,
-    /// Whether what is aimed at is part of it.
-    pub inclusive: bool,
-    /// The timeline to follow.
-    pub timeline: TimelineWish,
-    /// What the server does when it gets there.
-    pub action: TargetAction,
-    /// It becomes a standby, and does not stop.
-    pub standby: Option<Standby>,
-    /// The shell command that brings a WAL file, `leeward wal get` and its options, up to `%f` and `%p`.
-    pub restore_command: String,
-}
-
-/// What the server does when it has recovered to where it should (`recovery_target_action`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum TargetAction {
-    /// It stays in recovery and answers queries.
-    Pause,
-    /// It opens for writes, on a new timeline.
-    #[default]
-    Promote,
-    /// It stops.
-    Shutdown,
-}
-
-/// Where a standby goes on from.
-#[derive(Clone, Debug, Default)]
-pub struct Standby {
-    /// `primary_conninfo`.
-    pub primary_conninfo: Option<String>,
-    /// `primary_slot_name`.
-    pub primary_slot_name: Option<String>,
-}
-
 /// What the server will do when it is started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Prospect {
-    /// It recovers from what came with the backup, to its stop LSN, and opens.
-    OwnWal,
+pub enum RecoveryOutcome {
+    /// It recovers from what came with the backup, to the LSN, and opens.
+    OwnWal(Lsn),
     /// It recovers through `restore_command` along `timeline`, to `stop`, or to the end of WAL.
     Archive {
         /// The timeline it follows.
         timeline: TimelineId,
-        /// Where it stops.
-        stop: Option<Stop>,
+        /// Where it stops; `None` at the end of WAL.
+        stop: Option<StopPoint>,
+        /// Where the WAL ends that it recovers from.
+        end: Lsn,
     },
     /// It recovers through `restore_command`, and goes on as a standby.
     Standby,
@@ -121,7 +83,7 @@ pub struct RestoreOutcome {
     /// The backup.
     pub summary: BackupSummary,
     /// What the server will do.
-    pub prospect: Prospect,
+    pub recovery: RecoveryOutcome,
     /// The data directory.
     pub data_directory: PathBuf,
     /// Bytes written.
@@ -142,14 +104,27 @@ pub fn restore(
 ) -> Result<RestoreOutcome> {
     observe(Event::Phase(Phase::Preparing));
     let cluster = repository::open(store, options.cluster.as_deref())?;
-    let choice = choose::choose(&cluster, options)?;
-    let summary = choice.summary;
+    let RecoveryPlan {
+        summary,
+        route,
+        mut requirements,
+        reserved_timelines,
+        mut notes,
+    } = choose(&cluster, options.backup.as_deref(), &options.recovery)?;
+    let backup = BackupRange::of(&summary);
+    let made_by_replay =
+        requirements::check_tablespaces(&requirements, &backup, &options.tablespaces)?;
     let manifest = open_manifest(store, &cluster, &summary)?;
     let linked = linked_tablespaces(&manifest, &summary)?;
     let target = Target::check(&options.to, &linked, &options.tablespaces)?;
     let control_file = control_file(&manifest, &summary)?;
+    requirements.settings = requirements
+        .settings
+        .max(required_settings(&control_file, &summary)?);
     check_space(&target, &summary)?;
     let mark = target.prepare(&control_file)?;
+    notes.extend(requirements::make_tablespaces(&made_by_replay)?);
+    notes.extend(requirements::extensions_note(&requirements, &summary.id));
     let file_systems = FileSystems::open(&target)?;
     let run = Run {
         store,
@@ -160,8 +135,9 @@ pub fn restore(
         settings: settings::Settings {
             backup: &summary.id,
             recovery: &options.recovery,
-            route: &choice.route,
+            route: &route,
         },
+        requirements: &requirements,
         file_systems,
         observe,
     };
@@ -173,21 +149,15 @@ pub fn restore(
         .unwrap_or_else(|| default_workers(store.location()))
         .max(1);
     let (aside, written_bytes) = run.write_files(workers)?;
-    finish::write_wal(
-        store.as_ref(),
-        cluster.name(),
-        &summary,
-        &aside.wal,
-        &target,
-    )?;
-    let mut notes = choice.notes;
+    finish::write_wal(&cluster, &summary, &aside.wal, &target)?;
+    finish::reserve_timelines(&target, &reserved_timelines)?;
     notes.extend(run.complete(&aside)?);
     notes.extend(run.settings.afterwards());
     notes.extend(recovery_warning(&summary.postgres_version));
     mark.complete()?;
     Ok(RestoreOutcome {
+        recovery: outcome(&route, &summary),
         summary,
-        prospect: choice.route.prospect(),
         data_directory: target.path,
         written_bytes,
         notes,
@@ -202,6 +172,7 @@ struct Run<'a> {
     manifest: &'a ManifestReader,
     target: &'a Target,
     settings: settings::Settings<'a>,
+    requirements: &'a Requirements,
     file_systems: FileSystems,
     observe: Observer<'a>,
 }
@@ -272,8 +243,10 @@ impl Run<'_> {
         {
             target::write_durably(&self.target.place(Path::new("tablespace_map")), &map)?;
         }
-        let mut notes = finish::adopt_configuration(self.target, self.summary)?;
-        finish::write_recovery(self.target, &self.settings)?;
+        let (adoption, mut notes) = finish::adopt_configuration(self.target, self.summary)?;
+        let (raised, note) = requirements::settings_to_raise(self.requirements.settings, &adoption);
+        notes.extend(note);
+        finish::write_recovery(self.target, &self.settings, &raised)?;
         aside.set_directory_modes()?;
         if rustix::process::geteuid().is_root() {
             let owner = owner(&self.summary.owner);
@@ -294,6 +267,41 @@ impl Run<'_> {
         self.file_systems.sync()?;
         Ok(notes)
     }
+}
+
+/// What the server will do, for the caller.
+fn outcome(route: &RecoveryRoute, summary: &BackupSummary) -> RecoveryOutcome {
+    match route {
+        RecoveryRoute::OwnWal { stop } => {
+            RecoveryOutcome::OwnWal(stop.map_or(summary.stop_lsn, |stop| stop.lsn))
+        }
+        RecoveryRoute::Archive {
+            timeline,
+            stop,
+            end,
+            ..
+        } => RecoveryOutcome::Archive {
+            timeline: timeline.id(),
+            stop: *stop,
+            end: *end,
+        },
+        RecoveryRoute::Standby => RecoveryOutcome::Standby,
+    }
+}
+
+/// The settings of the server that was backed up, which the control file keeps.
+pub(crate) fn required_settings(
+    control_file: &[u8],
+    summary: &BackupSummary,
+) -> Result<RequiredSettings> {
+    let control = ControlFile::parse(control_file).map_err(|e| {
+        Error::new(
+            ErrorKind::Damaged,
+            format!("backup {} has no usable control file", summary.id),
+        )
+        .because(e)
+    })?;
+    Ok(control.required_settings())
 }
 
 fn joined<T>(result: std::thread::Result<Result<T>>) -> Result<T> {
@@ -354,7 +362,7 @@ fn inline(manifest: &ManifestReader, path: &[u8]) -> Result<Option<Vec<u8>>> {
     })
 }
 
-fn control_file(manifest: &ManifestReader, summary: &BackupSummary) -> Result<Vec<u8>> {
+pub(crate) fn control_file(manifest: &ManifestReader, summary: &BackupSummary) -> Result<Vec<u8>> {
     inline(manifest, b"global/pg_control")?.ok_or_else(|| {
         Error::new(
             ErrorKind::Damaged,

@@ -9,10 +9,9 @@ use std::fmt::Write as _;
 use leeward_pgformat::TransactionId;
 use leeward_repository::backup_id::BackupId;
 
-use super::aim::Aim;
-use super::choose::{Route, Timeline};
-use super::{Recovery, TargetAction};
 use crate::moment;
+use crate::recovery::choose::{RecoveryRoute, TimelineSetting};
+use crate::recovery::{RecoveryOptions, RecoveryTarget, TargetAction};
 
 const TARGETS: [&str; 5] = [
     "recovery_target",
@@ -26,25 +25,40 @@ const TARGETS: [&str; 5] = [
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Settings<'a> {
     pub backup: &'a BackupId,
-    pub recovery: &'a Recovery,
-    pub route: &'a Route,
+    pub recovery: &'a RecoveryOptions,
+    pub route: &'a RecoveryRoute,
 }
 
 impl Settings<'_> {
     /// The file that makes the server recover (`xlog.h`).
     pub(super) const fn signal(&self) -> &'static str {
         match self.route {
-            Route::Standby => "standby.signal",
+            RecoveryRoute::Standby => "standby.signal",
             _ => "recovery.signal",
         }
     }
 
-    /// The lines.
-    pub(super) fn text(&self) -> String {
+    /// The lines; `raised` are settings that have to be higher than they are configured.
+    pub(super) fn text(&self, raised: &[(&str, u32)]) -> String {
+        let mut text = self.recovery_text();
+        for (name, value) in raised {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "{name} = {value}");
+        }
+        text
+    }
+
+    fn recovery_text(&self) -> String {
         let command = &self.recovery.restore_command;
         match self.route {
-            Route::Own => own_wal(self.backup.as_str()),
-            Route::Standby => {
+            RecoveryRoute::OwnWal { stop } => {
+                let mut text = own_wal(self.backup.as_str());
+                if stop.is_some() {
+                    self.set_target(&mut text, &self.recovery.target);
+                }
+                text
+            }
+            RecoveryRoute::Standby => {
                 let mut text = beginning(
                     self.backup.as_str(),
                     "a standby, with the WAL archive behind it",
@@ -58,10 +72,11 @@ impl Settings<'_> {
                 set(&mut text, "primary_slot_name", &slot);
                 text
             }
-            Route::Archive {
+            RecoveryRoute::Archive {
                 timeline,
                 stop,
                 ends_before,
+                ..
             } => {
                 // The server reads ahead of where it stops (xlogprefetcher.c). Where a hole lies behind that, it is to
                 // see the end of WAL, and no error.
@@ -69,19 +84,19 @@ impl Settings<'_> {
                     Some(segment) => format!("{command} --ends-before {segment} %f %p"),
                     None => format!("{command} %f %p"),
                 };
-                let aim = &self.recovery.aim;
+                let target = &self.recovery.target;
                 let to = match stop {
-                    Some(_) => aim.to_string(),
+                    Some(_) => target.to_string(),
                     None => "the end of WAL".to_owned(),
                 };
                 let mut text = beginning(self.backup.as_str(), &format!("to {to}"), &command);
                 let timeline = match timeline {
-                    Timeline::Number(number) => number.to_string(),
-                    Timeline::Current(_) => "current".to_owned(),
+                    TimelineSetting::Number(number) => number.to_string(),
+                    TimelineSetting::Current(_) => "current".to_owned(),
                 };
                 set(&mut text, "recovery_target_timeline", &timeline);
                 if stop.is_some() {
-                    self.set_target(&mut text, aim);
+                    self.set_target(&mut text, target);
                 }
                 text
             }
@@ -91,21 +106,24 @@ impl Settings<'_> {
     /// What has to be taken back once the server is open: on a standby made of it, or if it becomes one, the settings would
     /// hold again.
     pub(super) fn afterwards(&self) -> Option<String> {
-        let Route::Archive {
-            stop, ends_before, ..
-        } = self.route
-        else {
-            return None;
+        let (stop, ends_before) = match self.route {
+            RecoveryRoute::Archive {
+                stop, ends_before, ..
+            } => (stop, ends_before.as_ref()),
+            RecoveryRoute::OwnWal {
+                stop: stop @ Some(_),
+            } => (stop, None),
+            RecoveryRoute::OwnWal { stop: None } | RecoveryRoute::Standby => return None,
         };
-        let target = stop.and_then(|_| match self.recovery.aim {
-            Aim::End => None,
-            Aim::Immediate => Some("recovery_target"),
-            Aim::Time(_) => Some("recovery_target_time"),
-            Aim::Lsn(_) => Some("recovery_target_lsn"),
-            Aim::Transaction(_) => Some("recovery_target_xid"),
-            Aim::RestorePoint(_) => Some("recovery_target_name"),
+        let target = stop.and_then(|_| match self.recovery.target {
+            RecoveryTarget::End => None,
+            RecoveryTarget::Immediate => Some("recovery_target"),
+            RecoveryTarget::Time(_) => Some("recovery_target_time"),
+            RecoveryTarget::Lsn(_) => Some("recovery_target_lsn"),
+            RecoveryTarget::Transaction(_) => Some("recovery_target_xid"),
+            RecoveryTarget::RestorePoint(_) => Some("recovery_target_name"),
         });
-        let command = ends_before.as_ref().map(|_| "restore_command");
+        let command = ends_before.map(|_| "restore_command");
         let names = ["recovery_target_timeline"]
             .into_iter()
             .chain(target)
@@ -119,7 +137,7 @@ impl Settings<'_> {
         ))
     }
 
-    fn set_target(&self, text: &mut String, aim: &Aim) {
+    fn set_target(&self, text: &mut String, target: &RecoveryTarget) {
         let on = if self.recovery.inclusive { "on" } else { "off" };
         set(text, "recovery_target_inclusive", on);
         let action = match self.recovery.action {
@@ -128,15 +146,17 @@ impl Settings<'_> {
             TargetAction::Shutdown => "shutdown",
         };
         set(text, "recovery_target_action", action);
-        match aim {
-            Aim::End => {}
-            Aim::Immediate => set(text, "recovery_target", "immediate"),
-            Aim::Time(time) => set(text, "recovery_target_time", &moment::setting(*time)),
-            Aim::Lsn(lsn) => set(text, "recovery_target_lsn", &lsn.to_string()),
-            Aim::Transaction(TransactionId(xid)) => {
+        match target {
+            RecoveryTarget::End => {}
+            RecoveryTarget::Immediate => set(text, "recovery_target", "immediate"),
+            RecoveryTarget::Time(time) => {
+                set(text, "recovery_target_time", &moment::setting(*time))
+            }
+            RecoveryTarget::Lsn(lsn) => set(text, "recovery_target_lsn", &lsn.to_string()),
+            RecoveryTarget::Transaction(TransactionId(xid)) => {
                 set(text, "recovery_target_xid", &xid.to_string());
             }
-            Aim::RestorePoint(name) => set(text, "recovery_target_name", name),
+            RecoveryTarget::RestorePoint(name) => set(text, "recovery_target_name", name),
         }
     }
 }
@@ -178,37 +198,38 @@ fn set(text: &mut String, name: &str, value: &str) {
 mod tests {
     use leeward_pgformat::{Lsn, TimelineId, TimestampTz};
 
-    use super::super::{Standby, Stop, TimelineWish};
     use super::*;
+    use crate::recovery::{Standby, StopPoint, TimelineSelection};
 
-    fn recovery(aim: Aim) -> Recovery {
-        Recovery {
-            aim,
+    fn recovery(target: RecoveryTarget) -> RecoveryOptions {
+        RecoveryOptions {
+            target,
             inclusive: true,
-            timeline: TimelineWish::Latest,
+            timeline: TimelineSelection::Latest,
             action: TargetAction::Promote,
             standby: None,
             restore_command: "'/opt/o'\\''clock/leeward' wal get".to_owned(),
         }
     }
 
-    fn text(recovery: &Recovery, route: &Route) -> String {
+    fn text(recovery: &RecoveryOptions, route: &RecoveryRoute) -> String {
         let backup = "20261122T023000Z-k7q2".parse().expect("an id");
         Settings {
             backup: &backup,
             recovery,
             route,
         }
-        .text()
+        .text(&[])
     }
 
-    fn archive() -> Route {
-        Route::Archive {
-            timeline: Timeline::Number(TimelineId(3)),
-            stop: Some(Stop {
+    fn archive() -> RecoveryRoute {
+        RecoveryRoute::Archive {
+            timeline: TimelineSetting::Number(TimelineId(3)),
+            stop: Some(StopPoint {
                 lsn: Lsn(8),
                 time: None,
             }),
+            end: Lsn(8),
             ends_before: None,
         }
     }
@@ -224,30 +245,30 @@ mod tests {
 
     #[test]
     fn one_target_after_the_others_were_emptied() {
-        for (aim, name, expected) in [
-            (Aim::Immediate, "recovery_target", "'immediate'"),
+        for (target, name, expected) in [
+            (RecoveryTarget::Immediate, "recovery_target", "'immediate'"),
             (
-                Aim::Time(TimestampTz(500_000)),
+                RecoveryTarget::Time(TimestampTz(500_000)),
                 "recovery_target_time",
                 "'2000-01-01 00:00:00.5+00'",
             ),
             (
-                Aim::Lsn(Lsn(0x16_0000_0028)),
+                RecoveryTarget::Lsn(Lsn(0x16_0000_0028)),
                 "recovery_target_lsn",
                 "'16/28'",
             ),
             (
-                Aim::Transaction(TransactionId(4_000_000_000)),
+                RecoveryTarget::Transaction(TransactionId(4_000_000_000)),
                 "recovery_target_xid",
                 "'4000000000'",
             ),
             (
-                Aim::RestorePoint("o'clock\\".to_owned()),
+                RecoveryTarget::RestorePoint("o'clock\\".to_owned()),
                 "recovery_target_name",
                 "'o''clock\\\\'",
             ),
         ] {
-            let text = text(&recovery(aim), &archive());
+            let text = text(&recovery(target), &archive());
             let (at, found) = value(&text, name).expect(name);
             assert_eq!(found, expected);
             for other in TARGETS.iter().filter(|other| **other != name) {
@@ -270,19 +291,20 @@ mod tests {
 
     #[test]
     fn quoted_for_the_server() {
-        let text = text(&recovery(Aim::Immediate), &archive());
+        let text = text(&recovery(RecoveryTarget::Immediate), &archive());
         let (_, command) = value(&text, "restore_command").expect("a command");
         assert_eq!(command, "'''/opt/o''\\\\''''clock/leeward'' wal get %f %p'");
     }
 
     #[test]
     fn without_a_stop_there_is_no_target() {
-        let route = Route::Archive {
-            timeline: Timeline::Current(TimelineId(2)),
+        let route = RecoveryRoute::Archive {
+            timeline: TimelineSetting::Current(TimelineId(2)),
             stop: None,
+            end: Lsn(8),
             ends_before: Some("000000010000000000000007".to_owned()),
         };
-        let text = text(&recovery(Aim::End), &route);
+        let text = text(&recovery(RecoveryTarget::End), &route);
         assert!(text.contains(" wal get --ends-before 000000010000000000000007 %f %p'"));
         for target in TARGETS {
             assert_eq!(value(&text, target).expect(target).1, "''");
@@ -298,12 +320,12 @@ mod tests {
 
     #[test]
     fn a_standby() {
-        let mut recovery = recovery(Aim::End);
+        let mut recovery = recovery(RecoveryTarget::End);
         recovery.standby = Some(Standby {
             primary_conninfo: Some("host=p password='x y'".to_owned()),
             primary_slot_name: None,
         });
-        let text = text(&recovery, &Route::Standby);
+        let text = text(&recovery, &RecoveryRoute::Standby);
         assert_eq!(
             value(&text, "primary_conninfo").expect("conninfo").1,
             "'host=p password=''x y'''"

@@ -268,7 +268,7 @@ impl Mark {
 
 /// What is in `path`, in words, or `None` when it is absent or empty. A lone empty `global` is where a restore was cut
 /// short before it could leave its mark.
-fn occupied(path: &Path) -> Result<Option<String>> {
+pub(super) fn occupied(path: &Path) -> Result<Option<String>> {
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -352,7 +352,7 @@ pub(super) fn make_directory(path: &Path) -> Result<()> {
 }
 
 /// Makes a directory of its own for PostgreSQL, which insists on its mode; it may exist, empty.
-fn make_private(path: &Path) -> Result<()> {
+pub(super) fn make_private(path: &Path) -> Result<()> {
     make_directory(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o700))
         .map_err(|e| could_not("set the mode of", path, e))

@@ -13,7 +13,6 @@ use leeward_repository::RepositoryError;
 use leeward_repository::backup_id::BackupId;
 use leeward_repository::catalog::Cluster;
 use leeward_repository::layout;
-use leeward_repository::wal_object::read_wal_object;
 
 use crate::error::Result;
 
@@ -41,7 +40,7 @@ struct Stretch {
 
 /// What is known of the backups' WAL, and how long it may be believed that there is no other backup.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Cache<'a> {
+pub(crate) struct Cache<'a> {
     /// The file in which it is remembered: a backup never changes.
     pub file: &'a Path,
     /// Whether a look less than a minute old will do.
@@ -55,9 +54,7 @@ impl BackupWal {
         cluster: &Cluster,
         to: &mut dyn Write,
     ) -> std::result::Result<SystemIdentifier, RepositoryError> {
-        let key = layout::backup_wal(cluster.name(), &self.backup, &self.name)?;
-        let store = cluster.store();
-        let info = read_wal_object(&**store, &key, store.size(&key)?, to)?;
+        let info = cluster.read_backup_wal(&self.backup, &self.name, None, to)?;
         Ok(info.facts.system_identifier)
     }
 }
@@ -82,11 +79,8 @@ pub(super) fn in_backups(
         }
         // Where the backup's stretch spans a change of timeline, not each timeline's segment lies with it.
         let name = segment.name(size);
-        let key = layout::backup_wal(cluster.name(), &backup, &name)?;
-        match cluster.store().size(&key) {
-            Ok(_) => best = Some(BackupWal { backup, name, end }),
-            Err(e) if e.is_not_found() => {}
-            Err(e) => return Err(RepositoryError::from(e).into()),
+        if cluster.has_backup_wal(&backup, &name)? {
+            best = Some(BackupWal { backup, name, end });
         }
     }
     Ok(best)
@@ -96,18 +90,15 @@ pub(super) fn in_backups(
 ///
 /// # Errors
 /// Those of the store.
-pub(super) fn file_in_backups(
+pub(crate) fn file_in_backups(
     cluster: &Cluster,
     cache: Option<Cache<'_>>,
     name: &str,
 ) -> Result<Option<Vec<u8>>> {
     for (backup, stretch) in stretches(cluster, cache)?.iter().rev() {
         if stretch.history.iter().any(|history| history == name) {
-            let key = layout::backup_wal(cluster.name(), backup, name)?;
-            let store = cluster.store();
-            let size = store.size(&key).map_err(RepositoryError::from)?;
             let mut content = Vec::new();
-            read_wal_object(&**store, &key, size, &mut content)?;
+            cluster.read_backup_wal(backup, name, None, &mut content)?;
             return Ok(Some(content));
         }
     }

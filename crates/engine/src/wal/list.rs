@@ -5,17 +5,21 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
-use leeward_pgformat::{Lsn, TimelineId, TimestampTz, WalSegmentName, WalSegmentSize};
+use leeward_pgformat::{
+    Lsn, SystemIdentifier, TimelineId, TimestampTz, WalSegmentName, WalSegmentSize,
+};
 use leeward_repository::backup_id::BackupId;
 use leeward_repository::store::Store;
 use leeward_repository::wal_archive::{Gap, TimelineHoldings, WalArchive};
 
-use super::coverage::{Coverage, segment_size_of};
-use super::path::Path;
 use crate::error::Result;
+use crate::recovery::explain::describe_cause;
+use crate::recovery::path::RecoveryPath;
+use crate::recovery::replay::WalEnd;
+use crate::recovery::sources::{RecoverySources, segment_size_of};
+use crate::recovery::wal_reader::{ArchiveWalReader, WalReader};
+use crate::recovery::windows::{Window, windows};
 use crate::repository::{self, doing};
-use crate::restore::unreachable::windows;
-use crate::restore::witness::{Repository as Looking, Witness};
 
 /// What is held of a cluster's WAL.
 #[derive(Clone, Debug)]
@@ -75,6 +79,8 @@ pub struct WalGap {
     pub record: Option<(String, String)>,
     /// Backups bring this WAL, so nothing is missing to a recovery.
     pub in_backups: bool,
+    /// The WAL is there, and recovery cannot pass it: why.
+    pub impassable: Option<String>,
 }
 
 /// Moments that can be recovered to.
@@ -120,33 +126,36 @@ pub fn list(store: &Arc<dyn Store>, cluster: Option<&str>) -> Result<WalList> {
             windows: Vec::new(),
         });
     };
-    let coverage = Coverage::read(&cluster, &backups, size)?;
-    let lost = lost_at_switches(&coverage);
-    let mut shown = coverage.archive.timelines.clone();
+    let sources = RecoverySources::read(&cluster, &backups, size)?;
+    let lost = lost_at_switches(&sources);
+    let mut shown = sources.archive.timelines.clone();
     for id in lost.keys() {
         shown
             .entry(*id)
             .or_insert_with(|| TimelineHoldings::empty(*id));
     }
-    let timelines = shown
+    let mut timelines: Vec<TimelineList> = shown
         .values()
         .map(|held| {
             let lost = lost.get(&held.timeline).map_or(&[][..], Vec::as_slice);
-            timeline(&coverage, &archive, held, lost)
+            timeline(&sources, &archive, held, lost)
         })
         .collect::<Result<_>>()?;
     let mut found = Vec::new();
-    let looking = Looking::new(&cluster, size);
-    for timeline in leaves(&coverage) {
-        let path = Path::new(&coverage, timeline);
-        for window in windows(&path, &coverage) {
+    let owner = backups.last().map(|backup| backup.system_identifier);
+    let owner = owner.unwrap_or(SystemIdentifier(0));
+    let reader = ArchiveWalReader::new(&cluster, size, owner);
+    for timeline in leaves(&sources) {
+        let path = RecoveryPath::new(&sources, timeline);
+        for window in windows(&path, &reader, &sources)? {
+            note_impassable(&mut timelines, &path, &window, &sources);
             let taken = backups.iter().find(|backup| backup.id == window.backup.id);
             found.push(WindowList {
                 timeline,
                 from: taken.map(|backup| next_second(&backup.finished_at)),
-                from_lsn: window.backup.stop,
+                from_lsn: window.backup.consistent,
                 backups: window.backups,
-                to: last_time(&path, &looking, window.backup.stop..window.end)?,
+                to: last_time(&path, &reader, window.backup.consistent..window.end)?,
                 backup: window.backup.id,
                 to_lsn: window.end,
             });
@@ -159,6 +168,49 @@ pub fn list(store: &Arc<dyn Store>, cluster: Option<&str>) -> Result<WalList> {
     })
 }
 
+/// Adds WAL that is there and that recovery cannot pass to the gaps of its timeline.
+fn note_impassable(
+    timelines: &mut [TimelineList],
+    path: &RecoveryPath,
+    window: &Window,
+    sources: &RecoverySources,
+) {
+    let (WalEnd::Broken(lsn, _) | WalEnd::MinimalWal(lsn) | WalEnd::Damaged(lsn, _)) = &window.why
+    else {
+        return;
+    };
+    let size = path.size();
+    let timeline = path.history.timeline_of(*lsn);
+    // Behind it, recovery goes on from the next backup.
+    let next = path
+        .backups(sources)
+        .iter()
+        .map(|backup| backup.start)
+        .find(|start| start > lsn);
+    let end = next
+        .or(path.bounds().map(|held| held.end))
+        .unwrap_or(*lsn)
+        .max(*lsn);
+    let name = |number| WalSegmentName { timeline, number }.name(size);
+    let gap = WalGap {
+        begin: *lsn,
+        end,
+        segments: (
+            name(size.segment_number(*lsn)),
+            name(size.segment_number_before(end)),
+        ),
+        record: None,
+        in_backups: false,
+        impassable: Some(describe_cause(&window.why, size)),
+    };
+    if let Some(list) = timelines.iter_mut().find(|list| list.timeline == timeline)
+        && !list.gaps.contains(&gap)
+    {
+        list.gaps.push(gap);
+        list.gaps.sort_by_key(|gap| gap.begin);
+    }
+}
+
 /// Backups tell their end to the second, cut off; from the next one on everything is behind them.
 fn next_second(finished_at: &str) -> String {
     finished_at
@@ -169,13 +221,13 @@ fn next_second(finished_at: &str) -> String {
 
 /// The timelines to recover along: those from which no other with WAL descends, and those that were left behind with WAL
 /// of their own.
-fn leaves(coverage: &Coverage) -> Vec<TimelineId> {
-    let with_wal = coverage.timelines_with_wal();
-    let paths: Vec<Path> = with_wal
+fn leaves(sources: &RecoverySources) -> Vec<TimelineId> {
+    let with_wal = sources.timelines_with_wal();
+    let paths: Vec<RecoveryPath> = with_wal
         .iter()
-        .map(|timeline| Path::new(coverage, *timeline))
+        .map(|timeline| RecoveryPath::new(sources, *timeline))
         .collect();
-    let goes_further = |path: &Path, other: &Path| {
+    let goes_further = |path: &RecoveryPath, other: &RecoveryPath| {
         let Some(left) = other.history.switch_lsn(path.timeline()) else {
             return false;
         };
@@ -184,21 +236,21 @@ fn leaves(coverage: &Coverage) -> Vec<TimelineId> {
     paths
         .iter()
         .filter(|path| !paths.iter().any(|other| goes_further(path, other)))
-        .map(Path::timeline)
+        .map(RecoveryPath::timeline)
         .collect()
 }
 
 fn timeline(
-    coverage: &Coverage,
+    sources: &RecoverySources,
     archive: &WalArchive,
     held: &TimelineHoldings,
     lost: &[WalGap],
 ) -> Result<TimelineList> {
-    let size = coverage.size;
-    let history = coverage.history(held.timeline);
+    let size = sources.size;
+    let history = sources.history(held.timeline);
     let ranges = ranges(held, size);
     let plain_bytes = ranges.iter().map(|range| range.end - range.begin).sum();
-    let path = Path::new(coverage, held.timeline);
+    let path = RecoveryPath::new(sources, held.timeline);
     let name = |number| {
         let timeline = held.timeline;
         WalSegmentName { timeline, number }.name(size)
@@ -214,6 +266,7 @@ fn timeline(
             ),
             record: None,
             in_backups: path.reach(pair[0].end) >= pair[1].begin,
+            impassable: None,
         })
         .collect();
     for gap in lost {
@@ -241,7 +294,7 @@ fn timeline(
             .entries
             .last()
             .map(|entry| (entry.timeline, entry.switch_lsn)),
-        history_missing: coverage.without_history().any(|one| one == held.timeline),
+        history_missing: sources.without_history().any(|one| one == held.timeline),
         ranges,
         gaps,
         segments: held.segments.len(),
@@ -251,22 +304,22 @@ fn timeline(
 }
 
 /// What is missing where one timeline was left for another: of the old one up to there, of the new one from there on.
-fn lost_at_switches(coverage: &Coverage) -> BTreeMap<TimelineId, Vec<WalGap>> {
-    let size = coverage.size;
-    let archived = Coverage {
+fn lost_at_switches(sources: &RecoverySources) -> BTreeMap<TimelineId, Vec<WalGap>> {
+    let size = sources.size;
+    let archived = RecoverySources {
         backups: Vec::new(),
-        ..coverage.clone()
+        ..sources.clone()
     };
     let mut lost: BTreeMap<TimelineId, Vec<WalGap>> = BTreeMap::new();
-    for target in coverage.histories.keys() {
-        let path = Path::new(coverage, *target);
-        for hole in Path::new(&archived, *target).holes_at_switches() {
+    for target in sources.histories.keys() {
+        let path = RecoveryPath::new(sources, *target);
+        for hole in RecoveryPath::new(&archived, *target).missing_at_switches() {
             for part in path.history.ranges() {
                 let timeline = part.timeline;
                 let mut begin = hole.start.max(part.begin);
                 let mut end = part.end.map_or(hole.end, |left| hole.end.min(left));
                 // What is held and leads nowhere is shown as held.
-                if let Some(held) = coverage.archive.timelines.get(&timeline) {
+                if let Some(held) = sources.archive.timelines.get(&timeline) {
                     for range in ranges(held, size) {
                         if range.begin <= begin && begin < range.end {
                             begin = range.end;
@@ -290,6 +343,7 @@ fn lost_at_switches(coverage: &Coverage) -> BTreeMap<TimelineId, Vec<WalGap>> {
                     segments: (String::new(), String::new()),
                     record: None,
                     in_backups,
+                    impassable: None,
                 });
                 *gaps = others;
                 gaps.extend(joined(&same, timeline, size));
@@ -313,11 +367,12 @@ fn joined(gaps: &[WalGap], timeline: TimelineId, size: WalSegmentSize) -> Option
         ),
         record: None,
         in_backups: gaps.iter().all(|gap| gap.in_backups),
+        impassable: None,
     })
 }
 
 /// Adds what is recorded of a gap to the one that is seen there, or as one that nothing held shows yet.
-fn note(gaps: &mut Vec<WalGap>, record: &Gap, size: WalSegmentSize, path: &Path) {
+fn note(gaps: &mut Vec<WalGap>, record: &Gap, size: WalSegmentSize, path: &RecoveryPath) {
     let told = Some((record.found_at.to_string(), record.reason.clone()));
     let seen = gaps
         .iter_mut()
@@ -339,6 +394,7 @@ fn note(gaps: &mut Vec<WalGap>, record: &Gap, size: WalSegmentSize, path: &Path)
         ),
         record: told,
         in_backups: path.reach(record.begin) >= record.end,
+        impassable: None,
     });
 }
 
@@ -396,19 +452,19 @@ fn ranges(held: &TimelineHoldings, size: WalSegmentSize) -> Vec<WalRange> {
 
 /// The last moment in a stretch of a path, from a few frames at its end.
 fn last_time(
-    path: &Path,
-    witness: &dyn Witness,
+    path: &RecoveryPath,
+    reader: &dyn WalReader,
     stretch: Range<Lsn>,
 ) -> Result<Option<TimestampTz>> {
-    for step in path
-        .steps(stretch.start, stretch.end)
+    for segment in path
+        .segments(stretch.start, stretch.end)
         .into_iter()
         .rev()
         .take(FRAMES)
     {
-        let last = witness.last_time(step)?;
-        if last.is_some() {
-            return Ok(last);
+        let summary = reader.summaries(&[segment])?.swap_remove(0);
+        if summary.last_time.is_some() {
+            return Ok(summary.last_time);
         }
     }
     Ok(None)
@@ -417,7 +473,7 @@ fn last_time(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wal::path::tests::{World, backup, coverage};
+    use crate::recovery::path::tests::{World, backup, sources};
 
     const MIB: u64 = 1 << 20;
 
@@ -480,7 +536,7 @@ mod tests {
 
     /// By timeline: from where to where, the first and last segment's numbers, and whether backups bring it.
     fn lost(world: &World) -> Vec<(u32, Lsn, Lsn, String, bool)> {
-        lost_at_switches(&coverage(world, SIZE))
+        lost_at_switches(&sources(world, SIZE))
             .into_iter()
             .flat_map(|(timeline, gaps)| {
                 gaps.into_iter().map(move |gap| {

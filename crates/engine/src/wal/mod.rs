@@ -1,11 +1,9 @@
 //! The WAL archive: files and streams into it, files out of it, and what it holds.
 
 mod backup_wal;
-pub(crate) mod coverage;
 mod fetched;
 mod get;
 pub mod list;
-pub(crate) mod path;
 mod prefetch;
 mod push;
 pub mod receive;
@@ -13,6 +11,7 @@ mod server;
 mod spool;
 mod target;
 
+pub(crate) use backup_wal::file_in_backups;
 pub use get::{GetMeans, GetOptions, GetOutcome, PrefetchCall, get};
 pub use prefetch::{PrefetchOptions, prefetch};
 pub use push::{PushOptions, PushOutcome, push};

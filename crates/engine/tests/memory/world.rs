@@ -8,11 +8,10 @@ use std::sync::Arc;
 
 use leeward_engine::error::Result;
 use leeward_engine::export::{ExportOutcome, ExportTo, export};
-use leeward_engine::restore::{
-    Aim, Recovery, RestoreOptions, RestoreOutcome, TargetAction, TimelineWish, restore,
-};
+use leeward_engine::recovery::{RecoveryOptions, RecoveryTarget, TargetAction, TimelineSelection};
+use leeward_engine::restore::{RestoreOptions, RestoreOutcome, restore};
 use leeward_engine::wal::{GetMeans, GetOptions, GetOutcome, PushOptions, PushOutcome, get, push};
-use leeward_fixtures::{Backup, SYSTEM_IDENTIFIER, Server, Wal, archive, first_record};
+use leeward_fixtures::{Backup, SYSTEM_IDENTIFIER, Server, Wal, archive, first_record, record_end};
 use leeward_pgformat::{TimelineId, WalSegmentSize};
 use leeward_repository::catalog::{Cluster, Repository};
 use leeward_repository::store::Store;
@@ -44,7 +43,7 @@ impl World {
             .claim(SYSTEM_IDENTIFIER, TimelineId(1))
             .expect("claimed");
         let wal = wal(1, 5);
-        let stop = wal.start + 2 * wal.size.bytes() + 4 * 8192;
+        let stop = record_end(&wal, wal.start + 2 * wal.size.bytes() + 4 * 8192);
         let backup = Backup::new(BACKUP, first_record(&wal)..stop);
         backup.store(&cluster, &wal);
         archive(&cluster, &wal);
@@ -67,10 +66,10 @@ impl World {
         let options = RestoreOptions {
             cluster: None,
             backup: None,
-            recovery: Recovery {
-                aim: Aim::End,
+            recovery: RecoveryOptions {
+                target: RecoveryTarget::End,
                 inclusive: true,
-                timeline: TimelineWish::Latest,
+                timeline: TimelineSelection::Latest,
                 action: TargetAction::Promote,
                 standby: None,
                 restore_command: "leeward wal get".to_owned(),

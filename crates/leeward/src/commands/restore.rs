@@ -6,9 +6,8 @@ use std::time::Instant;
 use leeward_engine::catalog;
 use leeward_engine::error::{Error, ErrorKind};
 use leeward_engine::moment::{rfc3339, utc};
-use leeward_engine::restore::{
-    Aim, Prospect, Recovery, RestoreOptions, RestoreOutcome, Standby, Stop, TargetAction, restore,
-};
+use leeward_engine::recovery::{RecoveryOptions, RecoveryTarget, Standby, StopPoint, TargetAction};
+use leeward_engine::restore::{RecoveryOutcome, RestoreOptions, RestoreOutcome, restore};
 use leeward_pgformat::TransactionId;
 use serde_json::{Value, json};
 
@@ -24,8 +23,8 @@ use crate::{json, output, table, units};
 const RESTORE_POINT_NAME_BYTES: usize = 63;
 
 pub fn run(global: &Global, config: &Config, args: Restore) -> Result<ExitCode, Failure> {
-    let aim = aim(global, &args)?;
-    let standby = standby(&args, &aim)?;
+    let target = target(global, &args)?;
+    let standby = standby(&args, &target)?;
     let store = config.store()?;
     let cluster = catalog::cluster_name(&store, config.cluster.as_deref())?;
     let action = match args.target_action {
@@ -35,8 +34,8 @@ pub fn run(global: &Global, config: &Config, args: Restore) -> Result<ExitCode, 
     };
     let options = RestoreOptions {
         backup: args.backup,
-        recovery: Recovery {
-            aim,
+        recovery: RecoveryOptions {
+            target,
             inclusive: !args.target_exclusive,
             timeline: args.target_timeline.unwrap_or_default(),
             action,
@@ -54,7 +53,7 @@ pub fn run(global: &Global, config: &Config, args: Restore) -> Result<ExitCode, 
     progress.finish();
     let mut outcome = outcome?;
     let took = started.elapsed();
-    if outcome.prospect != Prospect::OwnWal {
+    if !matches!(outcome.recovery, RecoveryOutcome::OwnWal(_)) {
         outcome.notes.extend(environment_needed(config));
     }
     let s = &outcome.summary;
@@ -80,7 +79,10 @@ pub fn run(global: &Global, config: &Config, args: Restore) -> Result<ExitCode, 
                 "consistent at",
                 format!("{} on timeline {}", s.stop_lsn, s.stop_timeline),
             ),
-            ("recovers to", prospect(&outcome, &options.recovery)),
+            (
+                "recovers to",
+                describe_recovery(&outcome, &options.recovery),
+            ),
             (
                 "start it",
                 format!(
@@ -115,9 +117,9 @@ pub fn run(global: &Global, config: &Config, args: Restore) -> Result<ExitCode, 
 }
 
 /// Where recovery is to stop, and, for a time, how that was understood.
-fn aim(global: &Global, args: &Restore) -> Result<Aim, Error> {
-    let target = &args.target;
-    let aim = if let Some(text) = &target.target_time {
+fn target(global: &Global, args: &Restore) -> Result<RecoveryTarget, Error> {
+    let asked = &args.target;
+    let target = if let Some(text) = &asked.target_time {
         let moment = Moment::parse(text, &now()).map_err(|no| {
             Error::new(
                 ErrorKind::Usage,
@@ -133,12 +135,12 @@ fn aim(global: &Global, args: &Restore) -> Result<Aim, Error> {
             };
             output::say(&format!("Target time: {moment}{assumed}."));
         }
-        Aim::Time(moment.timestamp())
-    } else if let Some(lsn) = target.target_lsn {
-        Aim::Lsn(lsn)
-    } else if let Some(xid) = target.target_xid {
-        Aim::Transaction(transaction(xid)?)
-    } else if let Some(name) = &target.target_name {
+        RecoveryTarget::Time(moment.timestamp())
+    } else if let Some(lsn) = asked.target_lsn {
+        RecoveryTarget::Lsn(lsn)
+    } else if let Some(xid) = asked.target_xid {
+        RecoveryTarget::Transaction(transaction(xid)?)
+    } else if let Some(name) = &asked.target_name {
         if name.is_empty() || name.len() > RESTORE_POINT_NAME_BYTES || name.contains(['\n', '\r']) {
             return Err(Error::new(
                 ErrorKind::Usage,
@@ -146,20 +148,25 @@ fn aim(global: &Global, args: &Restore) -> Result<Aim, Error> {
             )
             .hint(format!("Names have 1 to {RESTORE_POINT_NAME_BYTES} bytes.")));
         }
-        Aim::RestorePoint(name.clone())
-    } else if target.target_immediate {
-        Aim::Immediate
+        RecoveryTarget::RestorePoint(name.clone())
+    } else if asked.target_immediate {
+        RecoveryTarget::Immediate
     } else {
-        Aim::End
+        RecoveryTarget::End
     };
-    if args.target_exclusive && !matches!(aim, Aim::Time(_) | Aim::Lsn(_) | Aim::Transaction(_)) {
+    if args.target_exclusive
+        && !matches!(
+            target,
+            RecoveryTarget::Time(_) | RecoveryTarget::Lsn(_) | RecoveryTarget::Transaction(_)
+        )
+    {
         return Err(Error::new(
             ErrorKind::Usage,
             "--target-exclusive goes with a time, an LSN or a transaction",
         )
         .hint("The server always stops after a restore point."));
     }
-    Ok(aim)
+    Ok(target)
 }
 
 /// The server knows transactions by the low half of what `pg_current_xact_id()` returns (`check_recovery_target_xid`).
@@ -175,7 +182,7 @@ fn transaction(xid: u64) -> Result<TransactionId, Error> {
     Ok(TransactionId(low))
 }
 
-fn standby(args: &Restore, aim: &Aim) -> Result<Option<Standby>, Error> {
+fn standby(args: &Restore, target: &RecoveryTarget) -> Result<Option<Standby>, Error> {
     let usage = |message: &str| Error::new(ErrorKind::Usage, message);
     if args.role == Role::Primary {
         if args.primary_conninfo.is_some() {
@@ -183,7 +190,7 @@ fn standby(args: &Restore, aim: &Aim) -> Result<Option<Standby>, Error> {
         }
         return Ok(None);
     }
-    if *aim != Aim::End {
+    if *target != RecoveryTarget::End {
         return Err(usage("a standby follows its primary, and has no target")
             .hint("Leave the target out, or --as standby."));
     }
@@ -194,18 +201,19 @@ fn standby(args: &Restore, aim: &Aim) -> Result<Option<Standby>, Error> {
 }
 
 /// What will come of it when the server is started.
-fn prospect(outcome: &RestoreOutcome, recovery: &Recovery) -> String {
-    let s = &outcome.summary;
-    match outcome.prospect {
-        Prospect::OwnWal => format!("{}, and opens", s.stop_lsn),
-        Prospect::Standby => "what its primary has, as a standby".to_owned(),
-        Prospect::Archive {
+fn describe_recovery(outcome: &RestoreOutcome, recovery: &RecoveryOptions) -> String {
+    match outcome.recovery {
+        RecoveryOutcome::OwnWal(end) => format!("{end}, and opens"),
+        RecoveryOutcome::Standby => "what its primary has, as a standby".to_owned(),
+        RecoveryOutcome::Archive {
             timeline,
             stop: None,
-        } => format!("the end of WAL on timeline {timeline}, and opens"),
-        Prospect::Archive {
+            end,
+        } => format!("the end of WAL on timeline {timeline}, {end}, and opens"),
+        RecoveryOutcome::Archive {
             timeline,
             stop: Some(stop),
+            ..
         } => {
             let then = match recovery.action {
                 TargetAction::Pause => "pauses",
@@ -214,44 +222,48 @@ fn prospect(outcome: &RestoreOutcome, recovery: &Recovery) -> String {
             };
             format!(
                 "{} on timeline {timeline}, and {then}",
-                stopped(&stop, recovery)
+                describe_stop(&stop, recovery)
             )
         }
     }
 }
 
-fn stopped(stop: &Stop, recovery: &Recovery) -> String {
+fn describe_stop(stop: &StopPoint, recovery: &RecoveryOptions) -> String {
     let at = match stop.time {
         Some(time) => format!("{} ({})", stop.lsn, utc(time)),
         None => stop.lsn.to_string(),
     };
-    match &recovery.aim {
-        Aim::Time(time) => format!("{}: before the commit or rollback at {at}", utc(*time)),
-        Aim::Transaction(_) | Aim::RestorePoint(_) => format!("{}: {at}", recovery.aim),
+    match &recovery.target {
+        RecoveryTarget::Time(time) => {
+            format!("{}: before the commit or rollback at {at}", utc(*time))
+        }
+        RecoveryTarget::Transaction(_) | RecoveryTarget::RestorePoint(_) => {
+            format!("{}: {at}", recovery.target)
+        }
         _ => at,
     }
 }
 
-fn recovery_json(outcome: &RestoreOutcome, recovery: &Recovery) -> Value {
-    let kind = match &recovery.aim {
-        Aim::End => "end",
-        Aim::Immediate => "immediate",
-        Aim::Time(_) => "time",
-        Aim::Lsn(_) => "lsn",
-        Aim::Transaction(_) => "xid",
-        Aim::RestorePoint(_) => "name",
+fn recovery_json(outcome: &RestoreOutcome, recovery: &RecoveryOptions) -> Value {
+    let kind = match &recovery.target {
+        RecoveryTarget::End => "end",
+        RecoveryTarget::Immediate => "immediate",
+        RecoveryTarget::Time(_) => "time",
+        RecoveryTarget::Lsn(_) => "lsn",
+        RecoveryTarget::Transaction(_) => "xid",
+        RecoveryTarget::RestorePoint(_) => "name",
     };
-    let target = match &recovery.aim {
-        Aim::End | Aim::Immediate => Value::Null,
-        Aim::Time(time) => json!(rfc3339(*time)),
-        Aim::Lsn(lsn) => json!(lsn.to_string()),
-        Aim::Transaction(TransactionId(xid)) => json!(xid),
-        Aim::RestorePoint(name) => json!(name),
+    let target = match &recovery.target {
+        RecoveryTarget::End | RecoveryTarget::Immediate => Value::Null,
+        RecoveryTarget::Time(time) => json!(rfc3339(*time)),
+        RecoveryTarget::Lsn(lsn) => json!(lsn.to_string()),
+        RecoveryTarget::Transaction(TransactionId(xid)) => json!(xid),
+        RecoveryTarget::RestorePoint(name) => json!(name),
     };
-    let (route, timeline, stop) = match outcome.prospect {
-        Prospect::OwnWal => ("backup", Some(outcome.summary.stop_timeline), None),
-        Prospect::Archive { timeline, stop } => ("archive", Some(timeline), stop),
-        Prospect::Standby => ("standby", None, None),
+    let (route, timeline, stop) = match outcome.recovery {
+        RecoveryOutcome::OwnWal(_) => ("backup", Some(outcome.summary.stop_timeline), None),
+        RecoveryOutcome::Archive { timeline, stop, .. } => ("archive", Some(timeline), stop),
+        RecoveryOutcome::Standby => ("standby", None, None),
     };
     json!({
         "wal_from": route,

@@ -151,6 +151,9 @@ fn gap_text(gap: &WalGap) -> String {
     } else {
         format!("{first} to {last}")
     };
+    if let Some(why) = &gap.impassable {
+        return format!("CANNOT BE PASSED: {why}");
+    }
     let state = if gap.in_backups {
         "with backups only"
     } else {
@@ -241,5 +244,6 @@ fn gap_json(gap: &WalGap) -> Value {
         "in_backups": gap.in_backups,
         "found_at": gap.record.as_ref().map(|(when, _)| when),
         "reason": gap.record.as_ref().map(|(_, why)| why),
+        "impassable": gap.impassable,
     })
 }

@@ -8,7 +8,7 @@ use leeward_pgformat::{Lsn, TimelineId, WalLongHeader, WalSegmentSize};
 
 use super::WalArchive;
 use super::names::{ArchivedName, begins_wal_segment};
-use super::pieces::chain;
+use super::pieces::contiguous_pieces;
 use super::read::{Beginning, read_object};
 use crate::layout;
 use crate::repository_error::RepositoryError;
@@ -193,7 +193,11 @@ impl TimelineHoldings {
                 _ => self
                     .pieces
                     .get(&number)
-                    .and_then(|pieces| chain(pieces, reached).last().map(|last| last.end))
+                    .and_then(|pieces| {
+                        contiguous_pieces(pieces, reached)
+                            .last()
+                            .map(|last| last.end)
+                    })
                     .unwrap_or(reached),
             };
             // Inside of a segment, pieces have told all they can.

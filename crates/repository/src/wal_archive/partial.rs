@@ -7,7 +7,7 @@ use leeward_pgformat::{
 };
 
 use super::object::Comparison;
-use super::pieces::chain;
+use super::pieces::contiguous_pieces;
 use super::store_segment::{damaged, read_header, wrong_length};
 use super::{PIECE_BYTES_LIMIT, Piece, StoredPartial, WalArchive};
 use crate::repository_error::RepositoryError;
@@ -118,7 +118,7 @@ impl WalArchive {
         let mut comparison = Comparison::new(wal);
         let read = match self.read_segment(segment, size, &mut comparison) {
             Ok(None) => {
-                pieces = chain(&self.pieces(segment, size)?, start);
+                pieces = contiguous_pieces(&self.pieces(segment, size)?, start);
                 self.read_chain(segment, size, &pieces, &mut comparison)
             }
             other => other.map(drop),

@@ -95,7 +95,7 @@ impl WalArchive {
         to: &mut dyn Write,
     ) -> Result<Option<Lsn>, RepositoryError> {
         let pieces = self.pieces(segment, size)?;
-        let chain = chain(&pieces, segment.start_lsn(size));
+        let chain = contiguous_pieces(&pieces, segment.start_lsn(size));
         let end = chain.last().map(|range| range.end);
         let mut to = Continued {
             to,
@@ -344,7 +344,7 @@ impl ReadPiece {
 
 /// The fewest pieces that cover the WAL from `begin` on as far as can be, in order. Each overlaps only its neighbours.
 /// `pieces` are sorted by beginning.
-pub(super) fn chain(pieces: &[Range<Lsn>], begin: Lsn) -> Vec<Range<Lsn>> {
+pub fn contiguous_pieces(pieces: &[Range<Lsn>], begin: Lsn) -> Vec<Range<Lsn>> {
     let mut chain = Vec::new();
     let mut reached = begin;
     let mut best: Option<&Range<Lsn>> = None;
@@ -443,7 +443,7 @@ mod tests {
             (&[(0, 9), (2, 3), (4, 9)], &[(0, 9)]),
         ] {
             assert_eq!(
-                chain(&ranges(pieces), Lsn(0)),
+                contiguous_pieces(&ranges(pieces), Lsn(0)),
                 ranges(expected),
                 "{pieces:?}"
             );
@@ -458,7 +458,7 @@ mod tests {
             while let Some(piece) = pieces.iter().find(|piece| piece.start.0 <= reached && piece.end.0 > reached) {
                 reached = piece.end.0;
             }
-            let chain = chain(&pieces, Lsn(0));
+            let chain = contiguous_pieces(&pieces, Lsn(0));
             prop_assert_eq!(chain.last().map_or(0, |last| last.end.0), reached);
             let mut at = Lsn(0);
             let mut before = None;

@@ -234,6 +234,7 @@ pub fn summary() -> BackupSummary {
         start_timeline: TimelineId(1),
         checkpoint_lsn: Lsn(0x0200_0060),
         stop_lsn: Lsn(0x16_B374_D848),
+        consistent_lsn: None,
         stop_timeline: TimelineId(1),
         wal: WalSummary {
             first: "000000010000000000000002".to_owned(),

@@ -2,7 +2,7 @@
 
 use leeward_pgformat::timeline::TimelineRange;
 use leeward_pgformat::{Lsn, TimelineHistory, TimelineId, WalSegmentName, WalSegmentSize};
-use leeward_repository::wal_archive::{Holdings, TimelineHoldings};
+use leeward_repository::wal_archive::{Holdings, TimelineHoldings, contiguous_pieces};
 
 /// The WAL segment that is missing first on the way to the server's timeline: behind what the archive holds without a
 /// hole. What lies before the first thing it holds, or before the last recorded gap, is not looked for. `None` when it
@@ -90,13 +90,11 @@ pub(super) fn covered_by_pieces(holdings: &Holdings, size: WalSegmentSize) -> Ve
                 timeline: *timeline,
                 number: *number,
             };
-            let mut reached = segment.start_lsn(size);
-            for piece in pieces {
-                if piece.start <= reached {
-                    reached = reached.max(piece.end);
-                }
-            }
-            if reached >= segment.end_lsn(size) && !held.segments.contains(*number) {
+            let covering = contiguous_pieces(pieces, segment.start_lsn(size));
+            let covered = covering
+                .last()
+                .is_some_and(|last| last.end >= segment.end_lsn(size));
+            if covered && !held.segments.contains(*number) {
                 found.push(segment);
             }
         }

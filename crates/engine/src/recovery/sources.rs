@@ -1,5 +1,5 @@
-//! What is held of a cluster's WAL, whoever brought it: the archive's segments and pieces, and the WAL of each backup. From
-//! names alone: one listing of the archive, and the backups' summaries.
+//! Everything that recovery of a cluster can be given: the archive's segments and pieces, the WAL of each backup, and the
+//! timeline history files. Known from names alone: one listing of the archive, and the backups' summaries.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,13 +11,13 @@ use leeward_repository::catalog::Cluster;
 use leeward_repository::summary::BackupSummary;
 use leeward_repository::wal_archive::{Holdings, WalArchive};
 
-use super::backup_wal::file_in_backups;
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::doing;
+use crate::wal::file_in_backups;
 
-/// The WAL that came with a backup, and where its recovery begins and is consistent.
+/// Where recovery of a backup begins and is consistent, which is also the WAL that lies with the backup.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct OwnWal {
+pub(crate) struct BackupRange {
     pub id: BackupId,
     /// Where recovery begins.
     pub start: Lsn,
@@ -25,12 +25,16 @@ pub(crate) struct OwnWal {
     pub checkpoint: Lsn,
     /// The timeline of both.
     pub start_timeline: TimelineId,
-    /// Where recovery is consistent, and where this WAL ends.
+    /// Where the WAL that lies with it ends.
     pub stop: Lsn,
     pub stop_timeline: TimelineId,
+    /// Where recovery is consistent: at `stop`, or earlier where the control file says so.
+    pub consistent: Lsn,
+    /// It has damaged pages.
+    pub is_damaged: bool,
 }
 
-impl OwnWal {
+impl BackupRange {
     pub(crate) fn of(summary: &BackupSummary) -> Self {
         Self {
             id: summary.id.clone(),
@@ -39,6 +43,8 @@ impl OwnWal {
             start_timeline: summary.start_timeline,
             stop: summary.stop_lsn,
             stop_timeline: summary.stop_timeline,
+            consistent: summary.consistent_lsn.unwrap_or(summary.stop_lsn),
+            is_damaged: !summary.damaged.is_empty(),
         }
     }
 
@@ -50,20 +56,22 @@ impl OwnWal {
     }
 }
 
-/// Everything that is held.
+/// Everything that recovery can be given.
 #[derive(Clone, Debug)]
-pub(crate) struct Coverage {
+pub(crate) struct RecoverySources {
     pub size: WalSegmentSize,
     pub archive: Holdings,
     /// Oldest first.
-    pub backups: Vec<OwnWal>,
+    pub backups: Vec<BackupRange>,
     /// Of every timeline that anything is known of.
     pub histories: BTreeMap<TimelineId, TimelineHistory>,
     /// The timelines whose history file is held.
     pub recorded: BTreeSet<TimelineId>,
+    /// The timelines whose history file is held and cannot be read, with the reason.
+    pub damaged_histories: BTreeMap<TimelineId, String>,
 }
 
-impl Coverage {
+impl RecoverySources {
     /// Looks at the archive and at the histories of all timelines in it, and of those that backups were taken on.
     pub(crate) fn read(
         cluster: &Cluster,
@@ -87,29 +95,65 @@ impl Coverage {
         }
         let mut histories = BTreeMap::new();
         let mut recorded = BTreeSet::new();
+        let mut damaged_histories = BTreeMap::new();
         for timeline in timelines {
             let archived = holdings
                 .timelines
                 .get(&timeline)
                 .is_some_and(|held| held.history);
-            let history = match history(cluster, &archive, timeline, archived)? {
-                Some(history) => {
+            let history = match history(cluster, &archive, timeline, archived) {
+                Ok(Some(history)) => {
                     recorded.insert(timeline);
                     history
                 }
-                None => TimelineHistory::without_ancestors(timeline),
+                Ok(None) => TimelineHistory::without_ancestors(timeline),
+                // It costs only what needs it: recovery along this timeline.
+                Err(error) if error.kind() == ErrorKind::Damaged => {
+                    damaged_histories.insert(timeline, error.with_causes());
+                    TimelineHistory::without_ancestors(timeline)
+                }
+                Err(error) => return Err(error),
             };
             histories.insert(timeline, history);
         }
-        let mut coverage = Self {
+        let mut sources = Self {
             size,
             archive: holdings,
-            backups: backups.iter().map(OwnWal::of).collect(),
+            backups: backups.iter().map(BackupRange::of).collect(),
             histories,
             recorded,
+            damaged_histories,
         };
-        coverage.know_ancestors();
-        Ok(coverage)
+        sources.know_ancestors();
+        Ok(sources)
+    }
+
+    /// One backup alone, with the WAL and the histories that lie with it.
+    pub(crate) fn of_backup(
+        cluster: &Cluster,
+        summary: &BackupSummary,
+        size: WalSegmentSize,
+    ) -> Result<Self> {
+        let mut sources = Self {
+            size,
+            archive: Holdings::default(),
+            backups: vec![BackupRange::of(summary)],
+            histories: BTreeMap::new(),
+            recorded: BTreeSet::new(),
+            damaged_histories: BTreeMap::new(),
+        };
+        for name in &summary.wal.history {
+            if let Some(timeline) = parse_history_file_name(name) {
+                let mut text = Vec::new();
+                cluster.read_backup_wal(&summary.id, name, None, &mut text)?;
+                sources
+                    .histories
+                    .insert(timeline, parse_history(&text, timeline)?);
+                sources.recorded.insert(timeline);
+            }
+        }
+        sources.know_ancestors();
+        Ok(sources)
     }
 
     /// Gives a history to every ancestor that a known history names.
@@ -159,7 +203,7 @@ impl Coverage {
     }
 
     /// The newest timeline that descends from `backup` and has WAL.
-    pub(crate) fn newest_timeline_of(&self, backup: &OwnWal) -> TimelineId {
+    pub(crate) fn newest_timeline_of(&self, backup: &BackupRange) -> TimelineId {
         self.timelines_with_wal()
             .into_iter()
             .rfind(|timeline| backup.lies_on(&self.history(*timeline)))
@@ -197,14 +241,20 @@ fn history(
     let Some(text) = file_in_backups(cluster, None, &name)? else {
         return Ok(None);
     };
-    let history = TimelineHistory::parse(&text, timeline).map_err(|e| {
+    parse_history(&text, timeline).map(Some)
+}
+
+fn parse_history(text: &[u8], timeline: TimelineId) -> Result<TimelineHistory> {
+    TimelineHistory::parse(text, timeline).map_err(|e| {
         Error::new(
             ErrorKind::Damaged,
-            format!("could not make sense of timeline history file \"{name}\""),
+            format!(
+                "could not make sense of timeline history file \"{}\"",
+                history_file_name(timeline)
+            ),
         )
         .because(e)
-    })?;
-    Ok(Some(history))
+    })
 }
 
 /// The size of the WAL segments of a backup's cluster.

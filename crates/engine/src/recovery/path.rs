@@ -12,13 +12,13 @@ use std::ops::Range;
 use leeward_pgformat::timeline::{TimelineHistory, TimelineRange};
 use leeward_pgformat::{Lsn, TimelineId, WalSegmentName, WalSegmentSize};
 use leeward_repository::backup_id::BackupId;
-use leeward_repository::wal_archive::TimelineHoldings;
+use leeward_repository::wal_archive::{TimelineHoldings, contiguous_pieces};
 
-use super::coverage::{Coverage, OwnWal};
+use super::sources::{BackupRange, RecoverySources};
 
 /// Where the bytes of a segment come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Source {
+pub(crate) enum SegmentSource {
     /// A whole segment in the archive, of that stored length.
     Whole { stored_length: u64 },
     /// Pieces in the archive that follow one another from the segment's beginning.
@@ -27,29 +27,34 @@ pub(crate) enum Source {
     Backup(BackupId),
 }
 
-/// One segment on the way.
+/// A WAL segment of a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Step {
+pub(crate) struct PathSegment {
     pub number: u64,
     /// The timeline in the file's name.
     pub timeline: TimelineId,
-    pub source: Source,
+    pub source: SegmentSource,
     /// Up to where it holds WAL of the path.
     pub end: Lsn,
 }
 
-impl Step {
+impl PathSegment {
     pub(crate) const fn name(&self) -> WalSegmentName {
         WalSegmentName {
             timeline: self.timeline,
             number: self.number,
         }
     }
+
+    /// Its first byte.
+    pub(crate) const fn begin(&self, size: WalSegmentSize) -> Lsn {
+        self.name().start_lsn(size)
+    }
 }
 
 /// WAL that is missing between what is held.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Hole {
+pub(crate) struct MissingWal {
     /// The first missing byte.
     pub begin: Lsn,
     /// Where WAL is held again.
@@ -60,50 +65,51 @@ pub(crate) struct Hole {
     pub last: WalSegmentName,
 }
 
-impl Hole {
-    pub(crate) const fn segments(&self) -> u64 {
+impl MissingWal {
+    /// How many segments are missing.
+    pub(crate) const fn count(&self) -> u64 {
         self.last.number - self.first.number + 1
     }
 }
 
-/// The way to a timeline.
+/// The WAL segments that recovery along a timeline is given.
 #[derive(Clone, Debug)]
-pub(crate) struct Path {
+pub(crate) struct RecoveryPath {
     pub history: TimelineHistory,
     size: WalSegmentSize,
-    steps: BTreeMap<u64, Step>,
-    /// For each step, how far WAL reaches from it without a hole.
+    segments: BTreeMap<u64, PathSegment>,
+    /// For each segment, how far WAL reaches from it without a hole.
     reach: BTreeMap<u64, Lsn>,
     /// Where pieces begin that follow on none.
     strays: BTreeSet<Lsn>,
 }
 
-impl Path {
-    pub(crate) fn new(coverage: &Coverage, timeline: TimelineId) -> Self {
-        let history = coverage.history(timeline);
-        let size = coverage.size;
-        let mut steps = BTreeMap::new();
+impl RecoveryPath {
+    pub(crate) fn new(sources: &RecoverySources, timeline: TimelineId) -> Self {
+        let history = sources.history(timeline);
+        let size = sources.size;
+        let mut segments = BTreeMap::new();
         let mut strays = BTreeSet::new();
         for range in history.ranges() {
-            strays.extend(strays_of(coverage, range));
-            for (number, step) in of_timeline(coverage, &history, range) {
+            strays.extend(strays_of(sources, range));
+            for (number, segment) in of_timeline(sources, &history, range) {
                 // Newer timelines come later, and are asked first.
-                steps.insert(number, step);
+                segments.insert(number, segment);
             }
             // Where this timeline goes on, an ancestor's segment is not given in place of a missing one.
-            steps.retain(|number, step: &mut Step| {
-                step.timeline == range.timeline
+            segments.retain(|number, segment: &mut PathSegment| {
+                segment.timeline == range.timeline
                     || *number < size.segment_number(range.begin)
-                    || !has_later(coverage, range.timeline, *number)
+                    || !has_later(sources, range.timeline, *number)
             });
         }
         let mut reach: BTreeMap<u64, Lsn> = BTreeMap::new();
-        for (number, step) in steps.iter().rev() {
-            let mut end = step.end;
-            let whole = step.end == step.name().end_lsn(size);
+        for (number, segment) in segments.iter().rev() {
+            let mut end = segment.end;
+            let whole = segment.end == segment.name().end_lsn(size);
             if whole
-                && let Some(next) = steps.get(&(number + 1))
-                && next.timeline >= step.timeline
+                && let Some(next) = segments.get(&(number + 1))
+                && next.timeline >= segment.timeline
                 && let Some(further) = reach.get(&(number + 1))
             {
                 end = *further;
@@ -113,13 +119,13 @@ impl Path {
         Self {
             history,
             size,
-            steps,
+            segments,
             reach,
             strays,
         }
     }
 
-    /// The timeline it leads to.
+    /// The timeline that it leads to.
     pub(crate) const fn timeline(&self) -> TimelineId {
         self.history.target
     }
@@ -136,7 +142,7 @@ impl Path {
     }
 
     /// The segments from that of `from` to that of the byte before `to`.
-    pub(crate) fn steps(&self, from: Lsn, to: Lsn) -> Vec<&Step> {
+    pub(crate) fn segments(&self, from: Lsn, to: Lsn) -> Vec<&PathSegment> {
         let (first, last) = (
             self.size.segment_number(from),
             self.size.segment_number_before(to),
@@ -144,33 +150,55 @@ impl Path {
         if from >= to {
             return Vec::new();
         }
-        self.steps
+        self.segments
             .range(first..=last)
-            .map(|(_, step)| step)
+            .map(|(_, segment)| segment)
             .collect()
+    }
+
+    /// The segments that lead without a hole to the byte before `to`, in order: that byte's own and up to `count` before it.
+    pub(crate) fn contiguous_before(&self, to: Lsn, count: usize) -> Vec<&PathSegment> {
+        let mut found: Vec<&PathSegment> = Vec::new();
+        let mut next = self.size.segment_number_before(to) + 1;
+        while found.len() <= count
+            && let Some(number) = next.checked_sub(1)
+            && let Some(segment) = self.segments.get(&number)
+        {
+            let leads_on = found.last().is_none_or(|later| {
+                segment.end == segment.name().end_lsn(self.size)
+                    && later.timeline >= segment.timeline
+            });
+            if !leads_on {
+                break;
+            }
+            found.push(segment);
+            next = number;
+        }
+        found.reverse();
+        found
     }
 
     /// The beginning of the first WAL held and the end of the last.
     pub(crate) fn bounds(&self) -> Option<Range<Lsn>> {
-        let (_, first) = self.steps.first_key_value()?;
-        let (_, last) = self.steps.last_key_value()?;
+        let (_, first) = self.segments.first_key_value()?;
+        let (_, last) = self.segments.last_key_value()?;
         Some(first.name().start_lsn(self.size)..last.end)
     }
 
     /// What is missing behind `end`, where WAL ends; `None` when nothing is held after it.
-    pub(crate) fn hole_at(&self, end: Lsn) -> Option<Hole> {
+    pub(crate) fn missing_at(&self, end: Lsn) -> Option<MissingWal> {
         let number = self.size.segment_number(end);
-        let next_step = self
-            .steps
+        let next_segment = self
+            .segments
             .range(number..)
-            .map(|(_, step)| step.name().start_lsn(self.size))
+            .map(|(_, segment)| segment.name().start_lsn(self.size))
             .find(|begin| *begin >= end);
         let stray = self.strays.range(Lsn(end.0 + 1)..).next().copied();
-        let begin_of_next = match (next_step, stray) {
-            (Some(step), Some(stray)) => step.min(stray),
+        let begin_of_next = match (next_segment, stray) {
+            (Some(segment), Some(stray)) => segment.min(stray),
             (one, other) => one.or(other)?,
         };
-        Some(Hole {
+        Some(MissingWal {
             begin: end,
             end: begin_of_next,
             first: self.expected(number),
@@ -180,33 +208,35 @@ impl Path {
 
     /// What is missing between the WAL of one timeline and that of another behind it; and behind the last WAL, where that
     /// ends in a segment before the one in which its timeline was left.
-    pub(crate) fn holes_at_switches(&self) -> Vec<Range<Lsn>> {
+    pub(crate) fn missing_at_switches(&self) -> Vec<Range<Lsn>> {
         let mut holes = Vec::new();
-        let mut steps = self.steps.values().peekable();
-        while let Some(step) = steps.next() {
-            let next = steps
+        let mut segments = self.segments.values().peekable();
+        while let Some(segment) = segments.next() {
+            let next = segments
                 .peek()
                 .map(|next| (next.name().start_lsn(self.size), next.timeline));
             let stray = self
                 .strays
-                .range(Lsn(step.end.0 + 1)..)
+                .range(Lsn(segment.end.0 + 1)..)
                 .next()
                 .map(|begin| (*begin, self.history.timeline_of(*begin)));
             // Left, it goes on in the first segment of the next timeline, which may not be full yet.
             let left = self
                 .history
-                .switch_lsn(step.timeline)
-                .filter(|left| self.size.segment_number(step.end) < self.size.segment_number(*left))
+                .switch_lsn(segment.timeline)
+                .filter(|left| {
+                    self.size.segment_number(segment.end) < self.size.segment_number(*left)
+                })
                 .map(|left| (left, self.timeline()));
             let behind = match (next, stray) {
                 (Some(next), Some(stray)) => Some(next.min(stray)),
                 (one, other) => one.or(other).or(left),
             };
             if let Some((begin, timeline)) = behind
-                && begin > step.end
-                && timeline != step.timeline
+                && begin > segment.end
+                && timeline != segment.timeline
             {
-                holes.push(step.end..begin);
+                holes.push(segment.end..begin);
             }
         }
         holes
@@ -227,8 +257,8 @@ impl Path {
     }
 
     /// The backups whose recovery leads along here, oldest first.
-    pub(crate) fn backups<'a>(&self, coverage: &'a Coverage) -> Vec<&'a OwnWal> {
-        let mut backups: Vec<&OwnWal> = coverage
+    pub(crate) fn backups<'a>(&self, sources: &'a RecoverySources) -> Vec<&'a BackupRange> {
+        let mut backups: Vec<&BackupRange> = sources
             .backups
             .iter()
             .filter(|backup| backup.lies_on(&self.history))
@@ -240,14 +270,14 @@ impl Path {
 
 /// The segments with the name of one timeline of a path, as far as their WAL belongs to it.
 fn of_timeline(
-    coverage: &Coverage,
+    sources: &RecoverySources,
     history: &TimelineHistory,
     range: TimelineRange,
-) -> BTreeMap<u64, Step> {
-    let size = coverage.size;
+) -> BTreeMap<u64, PathSegment> {
+    let size = sources.size;
     let first = size.segment_number(range.begin);
-    let mut steps: BTreeMap<u64, Step> = BTreeMap::new();
-    let mut offer = |number: u64, source: Source, end: Lsn| {
+    let mut segments: BTreeMap<u64, PathSegment> = BTreeMap::new();
+    let mut offer = |number: u64, source: SegmentSource, end: Lsn| {
         let name = WalSegmentName {
             timeline: range.timeline,
             number,
@@ -256,11 +286,13 @@ fn of_timeline(
         if number < first || end <= name.start_lsn(size) {
             return;
         }
-        let better = steps.get(&number).is_none_or(|step| step.end < end);
+        let better = segments
+            .get(&number)
+            .is_none_or(|segment| segment.end < end);
         if better {
-            steps.insert(
+            segments.insert(
                 number,
-                Step {
+                PathSegment {
                     number,
                     timeline: range.timeline,
                     source,
@@ -269,10 +301,10 @@ fn of_timeline(
             );
         }
     };
-    if let Some(held) = coverage.archive.timelines.get(&range.timeline) {
+    if let Some(held) = sources.archive.timelines.get(&range.timeline) {
         for (number, stored_length) in held.segments.iter() {
             let end = end_of(range.timeline, number, size);
-            offer(number, Source::Whole { stored_length }, end);
+            offer(number, SegmentSource::Whole { stored_length }, end);
         }
         for (number, pieces) in &held.pieces {
             let begin = WalSegmentName {
@@ -280,15 +312,15 @@ fn of_timeline(
                 number: *number,
             }
             .start_lsn(size);
-            let chain = chain(pieces, begin);
+            let chain = contiguous_pieces(pieces, begin);
             if let Some(last) = chain.last() {
                 let end = last.end;
-                offer(*number, Source::Pieces(chain), end);
+                offer(*number, SegmentSource::Pieces(chain), end);
             }
         }
     }
-    for backup in &coverage.backups {
-        let own = coverage.history(backup.stop_timeline);
+    for backup in &sources.backups {
+        let own = sources.history(backup.stop_timeline);
         // Its WAL is this path's as far as both have the same past.
         let shared = backup.stop.min(common_past(&own, history));
         let mut number = size.segment_number(backup.start);
@@ -297,18 +329,18 @@ fn of_timeline(
             // The file has the name of the timeline on which the segment, as far as it is stored, ends.
             let stored_end = end_of(range.timeline, number, size).min(backup.stop);
             if own.timeline_of(Lsn(stored_end.0 - 1)) == range.timeline {
-                offer(number, Source::Backup(backup.id.clone()), end);
+                offer(number, SegmentSource::Backup(backup.id.clone()), end);
             }
             number += 1;
         }
     }
-    steps
+    segments
 }
 
 /// Where pieces of one timeline of a path begin that follow on none.
-fn strays_of(coverage: &Coverage, range: TimelineRange) -> Vec<Lsn> {
-    let size = coverage.size;
-    let Some(held) = coverage.archive.timelines.get(&range.timeline) else {
+fn strays_of(sources: &RecoverySources, range: TimelineRange) -> Vec<Lsn> {
+    let size = sources.size;
+    let Some(held) = sources.archive.timelines.get(&range.timeline) else {
         return Vec::new();
     };
     let mut strays = Vec::new();
@@ -352,7 +384,7 @@ fn common_past(one: &TimelineHistory, other: &TimelineHistory) -> Lsn {
 }
 
 /// Whether the archive holds WAL of `timeline` behind segment `number`, so that `wal get` refuses to call it absent.
-fn has_later(coverage: &Coverage, timeline: TimelineId, number: u64) -> bool {
+fn has_later(sources: &RecoverySources, timeline: TimelineId, number: u64) -> bool {
     let later = |held: &TimelineHoldings| {
         held.segments.last().is_some_and(|last| last > number)
             || held
@@ -361,33 +393,7 @@ fn has_later(coverage: &Coverage, timeline: TimelineId, number: u64) -> bool {
                 .next_back()
                 .is_some_and(|last| *last > number)
     };
-    coverage.archive.timelines.get(&timeline).is_some_and(later)
-}
-
-/// The pieces that, one after the other, cover most from `begin` on.
-fn chain(pieces: &[Range<Lsn>], begin: Lsn) -> Vec<Range<Lsn>> {
-    let mut chain: Vec<Range<Lsn>> = Vec::new();
-    let mut reached = begin;
-    let mut best: Option<&Range<Lsn>> = None;
-    for piece in pieces {
-        if piece.start > reached {
-            match best.take() {
-                Some(next) if piece.start <= next.end => {
-                    reached = next.end;
-                    chain.push(next.clone());
-                }
-                other => {
-                    best = other;
-                    break;
-                }
-            }
-        }
-        if piece.end > reached && best.is_none_or(|best| piece.end > best.end) {
-            best = Some(piece);
-        }
-    }
-    chain.extend(best.cloned());
-    chain
+    sources.archive.timelines.get(&timeline).is_some_and(later)
 }
 
 #[cfg(test)]

@@ -15,17 +15,17 @@ fn at(number: u64, mib: u64) -> Lsn {
 #[derive(Debug, Default)]
 pub(crate) struct World {
     pub timelines: BTreeMap<u32, (Vec<u64>, Vec<Range<Lsn>>)>,
-    pub backups: Vec<OwnWal>,
+    pub backups: Vec<BackupRange>,
     pub histories: BTreeMap<u32, Vec<(u32, Lsn)>>,
 }
 
 impl World {
-    fn coverage(&self) -> Coverage {
-        coverage(self, SIZE)
+    fn sources(&self) -> RecoverySources {
+        sources(self, SIZE)
     }
 }
 
-pub(crate) fn coverage(world: &World, size: WalSegmentSize) -> Coverage {
+pub(crate) fn sources(world: &World, size: WalSegmentSize) -> RecoverySources {
     let mut archive = Holdings::default();
     for (timeline, (whole, pieces)) in &world.timelines {
         let timeline = TimelineId(*timeline);
@@ -61,23 +61,26 @@ pub(crate) fn coverage(world: &World, size: WalSegmentSize) -> Coverage {
             (target, TimelineHistory { target, entries })
         })
         .collect();
-    Coverage {
+    RecoverySources {
         size,
         archive,
         backups: world.backups.clone(),
         histories,
         recorded: world.histories.keys().copied().map(TimelineId).collect(),
+        damaged_histories: BTreeMap::new(),
     }
 }
 
-pub(crate) fn backup(tail: &str, timeline: u32, start: Lsn, stop: Lsn) -> OwnWal {
-    OwnWal {
+pub(crate) fn backup(tail: &str, timeline: u32, start: Lsn, stop: Lsn) -> BackupRange {
+    BackupRange {
         id: format!("20261122T023000Z-{tail}").parse().expect("an id"),
         start,
         checkpoint: start,
         start_timeline: TimelineId(timeline),
         stop,
         stop_timeline: TimelineId(timeline),
+        consistent: stop,
+        is_damaged: false,
     }
 }
 
@@ -98,7 +101,7 @@ fn whole_segments_pieces_and_a_hole() {
         )]),
         ..World::default()
     };
-    let path = Path::new(&world.coverage(), TimelineId(1));
+    let path = RecoveryPath::new(&world.sources(), TimelineId(1));
     assert_eq!(path.reach(at(3, 5)), at(5, 0));
     assert_eq!(path.reach(at(2, 0)), at(2, 0), "not held");
     assert_eq!(
@@ -106,7 +109,7 @@ fn whole_segments_pieces_and_a_hole() {
         at(9, 5),
         "a chain of pieces ends at a gap"
     );
-    let hole = path.hole_at(at(5, 0)).expect("a hole");
+    let hole = path.missing_at(at(5, 0)).expect("a hole");
     assert_eq!((hole.begin, hole.end), (at(5, 0), at(7, 0)));
     assert_eq!(
         (
@@ -116,13 +119,13 @@ fn whole_segments_pieces_and_a_hole() {
         ("000000010000000000000005", "000000010000000000000006")
     );
     let hole = path
-        .hole_at(at(9, 5))
+        .missing_at(at(9, 5))
         .expect("a hole before the last piece");
     assert_eq!(
-        (hole.begin, hole.end, hole.segments()),
+        (hole.begin, hole.end, hole.count()),
         (at(9, 5), at(9, 6), 1)
     );
-    assert_eq!(path.hole_at(at(9, 7)), None, "nothing is held behind it");
+    assert_eq!(path.missing_at(at(9, 7)), None, "nothing is held behind it");
 }
 
 #[test]
@@ -131,11 +134,11 @@ fn a_piece_that_ends_within_a_held_timeline_is_a_hole() {
         timelines: BTreeMap::from([(1, (vec![3, 5], vec![at(4, 0)..at(4, 6)]))]),
         ..World::default()
     };
-    let path = Path::new(&world.coverage(), TimelineId(1));
+    let path = RecoveryPath::new(&world.sources(), TimelineId(1));
     assert_eq!(path.reach(at(3, 0)), at(4, 6));
-    let hole = path.hole_at(at(4, 6)).expect("a hole");
+    let hole = path.missing_at(at(4, 6)).expect("a hole");
     assert_eq!(
-        (hole.begin, hole.end, hole.segments()),
+        (hole.begin, hole.end, hole.count()),
         (at(4, 6), at(5, 0), 1)
     );
 }
@@ -154,15 +157,15 @@ fn forked() -> World {
 
 #[test]
 fn each_timeline_goes_its_own_way() {
-    let coverage = forked().coverage();
-    let old = Path::new(&coverage, TimelineId(1));
+    let sources = forked().sources();
+    let old = RecoveryPath::new(&sources, TimelineId(1));
     assert_eq!(old.reach(at(3, 0)), at(7, 0));
-    let new = Path::new(&coverage, TimelineId(2));
+    let new = RecoveryPath::new(&sources, TimelineId(2));
     assert_eq!(new.reach(at(3, 0)), at(8, 0));
     let names: Vec<String> = new
-        .steps(at(3, 0), at(8, 0))
+        .segments(at(3, 0), at(8, 0))
         .iter()
-        .map(|step| step.name().name(SIZE))
+        .map(|segment| segment.name().name(SIZE))
         .collect();
     assert_eq!(
         names,
@@ -180,16 +183,16 @@ fn each_timeline_goes_its_own_way() {
 fn an_old_timeline_counts_to_where_it_was_left() {
     let mut world = forked();
     world.timelines.insert(2, (vec![], vec![]));
-    let path = Path::new(&world.coverage(), TimelineId(2));
+    let path = RecoveryPath::new(&world.sources(), TimelineId(2));
     assert_eq!(path.reach(at(3, 0)), at(5, 8));
-    assert_eq!(path.hole_at(at(5, 8)), None);
+    assert_eq!(path.missing_at(at(5, 8)), None);
     // Where the new one goes on without the segment in which it began, the old one's is not given in its place.
     world.timelines.insert(2, (vec![6, 7], vec![]));
-    let path = Path::new(&world.coverage(), TimelineId(2));
+    let path = RecoveryPath::new(&world.sources(), TimelineId(2));
     assert_eq!(path.reach(at(3, 0)), at(5, 0));
-    let hole = path.hole_at(at(5, 0)).expect("a hole");
+    let hole = path.missing_at(at(5, 0)).expect("a hole");
     assert_eq!(hole.first.name(SIZE), "000000020000000000000005");
-    assert_eq!(hole.segments(), 1);
+    assert_eq!(hole.count(), 1);
 }
 
 #[test]
@@ -197,13 +200,13 @@ fn backups_bring_their_own() {
     let mut world = forked();
     world.timelines.insert(1, (vec![4, 5, 6], vec![]));
     world.backups = vec![backup("aaaa", 1, at(2, 3), at(3, 9))];
-    let path = Path::new(&world.coverage(), TimelineId(2));
+    let path = RecoveryPath::new(&world.sources(), TimelineId(2));
     assert_eq!(path.reach(at(2, 3)), at(3, 9), "its last segment is cut");
-    let hole = path.hole_at(at(3, 9)).expect("a hole");
+    let hole = path.missing_at(at(3, 9)).expect("a hole");
     assert_eq!(hole.first.name(SIZE), "000000010000000000000003");
     // The next backup's WAL begins with the whole segment.
     world.backups.push(backup("bbbb", 1, at(3, 10), at(4, 1)));
-    let path = Path::new(&world.coverage(), TimelineId(2));
+    let path = RecoveryPath::new(&world.sources(), TimelineId(2));
     assert_eq!(path.reach(at(2, 3)), at(8, 0));
 }
 
@@ -214,28 +217,28 @@ fn backups_behind_the_fork_are_not_on_the_way() {
     let behind = backup("bbbb", 1, at(4, 0), at(5, 9));
     let new = backup("cccc", 2, at(6, 0), at(6, 9));
     world.backups = vec![before.clone(), behind.clone(), new.clone()];
-    let coverage = world.coverage();
-    let on = |timeline| -> Vec<&OwnWal> {
-        Path::new(&coverage, TimelineId(timeline)).backups(&coverage)
+    let sources = world.sources();
+    let on = |timeline| -> Vec<&BackupRange> {
+        RecoveryPath::new(&sources, TimelineId(timeline)).backups(&sources)
     };
     assert_eq!(on(2), [&before, &new]);
     assert_eq!(on(1), [&before, &behind]);
-    assert_eq!(coverage.newest_timeline(), Some(TimelineId(2)));
-    assert_eq!(coverage.newest_timeline_of(&behind), TimelineId(1));
-    assert_eq!(coverage.newest_timeline_of(&before), TimelineId(2));
+    assert_eq!(sources.newest_timeline(), Some(TimelineId(2)));
+    assert_eq!(sources.newest_timeline_of(&behind), TimelineId(1));
+    assert_eq!(sources.newest_timeline_of(&before), TimelineId(2));
 }
 
 #[test]
 fn wal_whose_history_is_not_held() {
     let mut world = forked();
-    assert_eq!(world.coverage().without_history().next(), None);
+    assert_eq!(world.sources().without_history().next(), None);
     world.histories.remove(&2);
     world.backups = vec![backup("aaaa", 1, at(4, 0), at(5, 8))];
-    let coverage = world.coverage();
-    let found: Vec<TimelineId> = coverage.without_history().collect();
+    let sources = world.sources();
+    let found: Vec<TimelineId> = sources.without_history().collect();
     assert_eq!(found, [TimelineId(2)]);
-    assert_eq!(coverage.newest_timeline(), Some(TimelineId(1)));
+    assert_eq!(sources.newest_timeline(), Some(TimelineId(1)));
     // Without WAL there is nothing that would be passed over.
     world.timelines.insert(2, (vec![], vec![]));
-    assert_eq!(world.coverage().without_history().next(), None);
+    assert_eq!(world.sources().without_history().next(), None);
 }
