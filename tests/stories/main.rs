@@ -91,3 +91,5 @@ mod story_042_pages_taken_apart;
 mod story_043_pages_of_every_kind;
 #[path = "044_what_the_catalogs_name.rs"]
 mod story_044_what_the_catalogs_name;
+#[path = "045_targets_against_postgres.rs"]
+mod story_045_targets_against_postgres;

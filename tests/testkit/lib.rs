@@ -8,11 +8,13 @@
 //! Everything panics on failure, with what was done and what came back: these are tests.
 
 pub mod archive;
+pub mod clock;
 pub mod contents;
 pub mod damage;
 pub mod dataset;
 pub mod deadline;
 pub mod faults;
+pub mod history;
 pub mod installation;
 pub mod judgement;
 pub mod leeward;

@@ -56,6 +56,7 @@ pub struct Server {
     sockets: PathBuf,
     log: PathBuf,
     options: Vec<String>,
+    environment: Vec<(String, String)>,
     postmaster: Option<Child>,
 }
 
@@ -126,6 +127,7 @@ impl Server {
             log: story.path(&format!("{name}.log")),
             sockets,
             options: Vec::new(),
+            environment: Vec::new(),
             postmaster: None,
         }
     }
@@ -156,6 +158,11 @@ impl Server {
     /// Sets a parameter on the command line of the next start, where it overrides every file.
     pub fn set(&mut self, name: &str, value: &str) {
         self.options.push(format!("{name}={value}"));
+    }
+
+    /// Sets an environment variable for the next starts.
+    pub fn set_environment(&mut self, name: &str, value: &str) {
+        self.environment.push((name.to_owned(), value.to_owned()));
     }
 
     /// Starts the server and waits until it accepts connections.
@@ -215,6 +222,7 @@ impl Server {
         }
         command.stdin(Stdio::null()).stdout(log).stderr(errors);
         clean_environment(&mut command);
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         self.postmaster = Some(
             command
                 .spawn()
