@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use leeward_tests::deadline::{PATIENCE, reached};
 use leeward_tests::history::{History, PLAIN, numbers};
 use leeward_tests::leeward::{Leeward, exit};
-use leeward_tests::oracle::lsn;
+use leeward_tests::oracle::{address, lsn};
 use leeward_tests::server::{Server, Stop, copy_tree};
 use leeward_tests::story::{Story, note};
 use leeward_tests::targets::how_many;
@@ -168,6 +168,8 @@ struct Judge<'a> {
     runs: usize,
     counts: BTreeMap<(String, &'static str), usize>,
     differences: Vec<String>,
+    /// The log of PostgreSQL's last recovery.
+    last_log: String,
 }
 
 const BASE: &str = "";
@@ -214,6 +216,7 @@ impl Judge<'_> {
             numbers,
             log: server.log_tail(),
         };
+        self.last_log.clone_from(&plain.log);
         server.stop(Stop::Immediate);
         fs::remove_dir_all(&path).expect("could not remove a directory");
         plain
@@ -344,7 +347,8 @@ impl Judge<'_> {
         let held = held?;
         let timeline = told["recovery"]["timeline"].to_string();
         let backup = told["backup"]["id"].as_str().expect("an id").to_owned();
-        let truth = if asked.kind == "immediate" {
+        // Restore points may share a name: where recovery begins decides which one it meets first.
+        let truth = if matches!(asked.kind, "immediate" | "name") {
             self.recover(&backup, asked, &timeline).numbers
         } else if to_target {
             self.truth(asked, &timeline)
@@ -359,9 +363,10 @@ impl Judge<'_> {
             Some(truth) if truth != held => Some(format!(
                 "from backup {backup} it holds {held}, and PostgreSQL's own recovery {truth}"
             )),
-            None if asked.kind != "immediate" => {
-                Some("PostgreSQL's own recovery reaches it from nowhere".to_owned())
-            }
+            None if asked.kind != "immediate" => Some(format!(
+                "PostgreSQL's own recovery reaches it from nowhere:\n{}",
+                self.last_log
+            )),
             _ => None,
         }
     }
@@ -386,10 +391,14 @@ impl Judge<'_> {
             {
                 continue;
             }
-            // What was so before the checkpoint that a backup begins with, it does not tell.
-            let unknown = asked
-                .micros
-                .is_some_and(|micros| micros < backup.checkpoint_micros + 1_000_000);
+            // What was so before a backup began, it does not tell; PostgreSQL stops where it begins.
+            let unknown = match asked.kind {
+                "time" => asked
+                    .micros
+                    .is_some_and(|micros| micros < backup.checkpoint_micros + 1_000_000),
+                "lsn" => address(&asked.value) < backup.start,
+                _ => false,
+            };
             let plain = self.recover(&backup.id, asked, &timeline);
             if let Some(found) = plain.numbers
                 && (truth.is_none() || truth.as_ref() == Some(&found))
@@ -438,6 +447,8 @@ fn live(
                 &["--target-immediate", "--target-action", "promote"],
             )
             .expect(exit::DONE);
+        // PostgreSQL's own recovery takes nothing from Leeward but the files.
+        fs::write(to.join("postgresql.auto.conf"), "").expect("could not write a file");
         directories.insert(backup.id.clone(), to);
     }
     let mut judge = Judge {
@@ -449,6 +460,7 @@ fn live(
         runs: 0,
         counts: BTreeMap::new(),
         differences: Vec::new(),
+        last_log: String::new(),
     };
     for _ in 0..targets {
         let asked = Asked::random(&history, &mut random);

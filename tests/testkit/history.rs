@@ -13,6 +13,7 @@ use rand::rngs::StdRng;
 use crate::clock::Clock;
 use crate::deadline::{PATIENCE, wait_until};
 use crate::leeward::{Leeward, exit};
+use crate::oracle::{Address, address};
 use crate::server::{Initdb, Server, Stop, run};
 use crate::session::Session;
 use crate::story::Story;
@@ -24,6 +25,8 @@ pub struct Taken {
     pub id: String,
     /// When the checkpoint was made that it begins with, or a later one, in microseconds since 1970.
     pub checkpoint_micros: i64,
+    /// Where its WAL begins.
+    pub start: Address,
 }
 
 /// The life of a cluster, and what can be a target in it.
@@ -47,7 +50,7 @@ pub struct History<'story> {
     /// Times, in microseconds since 1970: of commits, and between them.
     pub times: Vec<i64>,
     /// WAL positions between commits.
-    pub lsns: Vec<u64>,
+    pub lsns: Vec<Address>,
     /// Transaction ids.
     pub xids: Vec<u64>,
     /// Names of restore points.
@@ -288,10 +291,12 @@ impl<'story> History<'story> {
         let checkpoint = server.sql(
             "SELECT (extract(epoch FROM checkpoint_time) * 1000000)::bigint FROM pg_control_checkpoint()",
         );
-        let id = self.leeward.latest().id();
+        let backup = self.leeward.latest();
+        let id = backup.id();
         self.backups.push(Taken {
             id: id.clone(),
             checkpoint_micros: checkpoint.parse().expect("a time"),
+            start: address(&backup.start_lsn()),
         });
         let role = if from_standby { "standby" } else { "primary" };
         self.did(format!("backup {id} of the {role}"));

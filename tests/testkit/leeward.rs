@@ -445,6 +445,11 @@ impl Backup {
         self.text("id")
     }
 
+    /// Where its WAL begins.
+    pub fn start_lsn(&self) -> String {
+        self.text("start_lsn")
+    }
+
     /// The LSN it restores to.
     pub fn stop_lsn(&self) -> String {
         self.text("stop_lsn")
