@@ -10,6 +10,7 @@ mod moment;
 mod output;
 mod progress;
 mod restore_command;
+mod server_user;
 mod table;
 mod units;
 

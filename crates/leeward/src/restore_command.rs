@@ -77,7 +77,7 @@ fn text(path: &Path) -> Result<String> {
 }
 
 /// A word for the shell, and for the server, which replaces what follows a `%`.
-fn quoted(word: &str) -> String {
+pub fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:@+=,".contains(c);
     let word = word.replace('%', "%%");
     if !word.is_empty() && word.chars().all(plain) {

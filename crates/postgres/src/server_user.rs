@@ -6,9 +6,20 @@
 use std::fs;
 use std::io;
 use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use rustix::process::{Gid, Uid, getegid, geteuid, getgroups};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+
+/// The home directory of the user that this process became.
+static HOME: OnceLock<PathBuf> = OnceLock::new();
+
+/// The home directory of the user that this process became ([`ServerUser::take_over`]); `HOME` still names root's.
+#[must_use]
+pub fn home() -> Option<&'static Path> {
+    HOME.get().map(PathBuf::as_path)
+}
 
 /// A user of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +30,8 @@ pub struct ServerUser {
     pub uid: u32,
     /// Its primary group.
     pub gid: u32,
+    /// Its home directory; the root directory where the host knows none.
+    pub home: PathBuf,
     /// Its other groups.
     groups: Vec<u32>,
 }
@@ -38,6 +51,7 @@ impl ServerUser {
             name: None,
             uid,
             gid,
+            home: "/".into(),
             groups: Vec::new(),
         })
     }
@@ -64,6 +78,7 @@ impl ServerUser {
         Some(Self {
             uid: fields.get(2)?.parse().ok()?,
             gid: fields.get(3)?.parse().ok()?,
+            home: fields.get(5).map_or("/".into(), PathBuf::from),
             groups: others.collect(),
             name: Some(name),
         })
@@ -76,6 +91,25 @@ impl ServerUser {
             Some(name) => format!("user \"{name}\""),
             None => format!("user id {}", self.uid),
         }
+    }
+
+    /// Makes this process the user's for good: nothing that it does later has root's rights. It must be root's, and have no
+    /// other thread yet, for credentials are a thread's own and threads inherit them.
+    ///
+    /// # Errors
+    /// The system's, and [`io::ErrorKind::Other`] when other threads run already.
+    pub fn take_over(&self) -> io::Result<()> {
+        if fs::read_dir("/proc/self/task")?.count() > 1 {
+            return Err(io::Error::other("the process has several threads"));
+        }
+        let groups: Vec<Gid> = self.groups.iter().copied().map(Gid::from_raw).collect();
+        set_thread_groups(&groups)?;
+        let (gid, uid) = (Gid::from_raw(self.gid), Uid::from_raw(self.uid));
+        set_thread_res_gid(gid, gid, gid)?;
+        // With the user ids go all capabilities (capabilities(7)).
+        set_thread_res_uid(uid, uid, uid)?;
+        let _first = HOME.set(self.home.clone());
+        Ok(())
     }
 
     /// Lets this thread, which must be root's, act as the user until the value is dropped. Threads that it starts meanwhile
@@ -147,6 +181,7 @@ mod tests {
                 name: Some("postgres".to_owned()),
                 uid: 112,
                 gid: 118,
+                home: "/var/lib/postgresql".into(),
                 groups: vec![117],
             })
         );
@@ -160,6 +195,7 @@ mod tests {
                 name: None,
                 uid: 4_000_000_001,
                 gid: 7,
+                home: "/".into(),
                 groups: Vec::new(),
             }
         );

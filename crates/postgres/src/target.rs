@@ -11,12 +11,22 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::libpq::{Session, parse_conninfo};
 pub use crate::postmaster_pid::{PostmasterPid, PostmasterStatus};
+use crate::server_user;
 
 /// How long one host may take to answer unless `connect_timeout` says otherwise.
 pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where distributions put the socket; the bundled libpq itself looks into `/tmp` only (`pg_config_manual.h`).
 const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
+
+/// What libpq reads in the home directory (`fe-connect.c`, `fe-secure-openssl.c`).
+const HOME_FILES: [(&str, &str); 5] = [
+    ("passfile", ".pgpass"),
+    ("sslcert", ".postgresql/postgresql.crt"),
+    ("sslkey", ".postgresql/postgresql.key"),
+    ("sslrootcert", ".postgresql/root.crt"),
+    ("sslcrl", ".postgresql/root.crl"),
+];
 
 /// A value that no option takes: makes libpq stop after it has resolved every option, before it opens a socket.
 const STOP: &str = "leeward-resolves-options-only";
@@ -122,6 +132,17 @@ impl ConnectTarget {
             }
         }
 
+        if let Some(home) = server_user::home() {
+            // libpq looks into HOME, which is root's; this process is the server's user.
+            for (keyword, file) in HOME_FILES {
+                if !named.keywords.iter().any(|named| named == keyword)
+                    && let Some(file) = home.join(file).to_str()
+                {
+                    set(keyword, file);
+                }
+            }
+        }
+
         let connect_timeout = match named.connect_timeout.as_deref().map(str::parse::<u64>) {
             // libpq: zero and less wait for ever, and nothing waits less than two seconds.
             Some(Ok(0) | Err(_)) => None,
@@ -195,7 +216,12 @@ impl Named {
                 "port" if value != "5432" || says_port(conninfo) => named.port = Some(value),
                 "dbname" if value != STOP => named.database = Some(value),
                 "connect_timeout" => named.connect_timeout = Some(value),
-                "sslrootcert" => named.system_roots = value == "system",
+                "sslrootcert" => {
+                    named.system_roots = value == "system";
+                    named.keywords.push(keyword);
+                }
+                // libpq fills in the one of the home directory.
+                "passfile" if is_default_password_file(&value) => {}
                 _ => named.keywords.push(keyword),
             }
         }
@@ -208,6 +234,10 @@ impl Named {
         }
         Ok(named)
     }
+}
+
+fn is_default_password_file(file: &str) -> bool {
+    std::env::var_os("HOME").is_some_and(|home| Path::new(&home).join(".pgpass") == Path::new(file))
 }
 
 fn says_port(conninfo: Option<&str>) -> bool {

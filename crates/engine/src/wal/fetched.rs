@@ -64,7 +64,17 @@ impl Fetched {
     /// Makes the folder.
     pub(super) fn make(&self) -> io::Result<()> {
         spool::make_folder(self.folder.parent())?;
-        spool::make_folder(Some(&self.folder))
+        spool::make_folder(Some(&self.folder))?;
+        if self.is_ours() {
+            Ok(())
+        } else {
+            Err(io::ErrorKind::PermissionDenied.into())
+        }
+    }
+
+    /// Whether what lies there is what one of our own processes put there.
+    fn is_ours(&self) -> bool {
+        self.folder.parent().is_some_and(spool::is_ours) && spool::is_ours(&self.folder)
     }
 
     /// A new file for a segment that this process fetches itself.
@@ -110,6 +120,9 @@ impl Fetched {
     }
 
     fn taken(&self, name: &str, path: &Path) -> io::Result<bool> {
+        if !self.is_ours() {
+            return Ok(false);
+        }
         match hand_over(&self.folder.join(name), path) {
             Ok(()) => Ok(true),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -136,6 +149,9 @@ impl Fetched {
 
     /// The last segment that was told to be absent.
     pub(super) fn last_absent(&self) -> Option<String> {
+        if !self.is_ours() {
+            return None;
+        }
         fs::read_to_string(self.folder.join(ABSENT)).ok()
     }
 
@@ -145,6 +161,9 @@ impl Fetched {
 
     /// Whether the repository was found to be the right one less than a minute ago.
     pub(super) fn verified_lately(&self) -> bool {
+        if !self.is_ours() {
+            return false;
+        }
         let noted = fs::metadata(self.folder.join(VERIFIED)).and_then(|noted| noted.modified());
         noted
             .ok()
@@ -171,12 +190,21 @@ pub(super) fn next() -> u32 {
 
 /// Creates a file as the server creates its WAL.
 pub(super) fn create(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path)
+    let create = || {
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+    };
+    match create() {
+        // What a dead process of our number left, or a link that somebody put there for us to follow.
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            fs::remove_file(path)?;
+            create()
+        }
+        other => other,
+    }
 }
 
 /// Moves a file, or copies it where the other place is on another file system. It appears whole. It need not be synced:

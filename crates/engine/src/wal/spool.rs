@@ -70,7 +70,9 @@ impl Marks {
             identity: None,
             files: BTreeMap::new(),
         };
-        if let Ok(text) = fs::read_to_string(&marks.path) {
+        if is_ours(spool)
+            && let Ok(text) = fs::read_to_string(&marks.path)
+        {
             // What was understood before something was not is no less true: the hash held.
             let _ = marks.parse(&text);
         }
@@ -187,6 +189,13 @@ pub(super) fn make_folder(folder: Option<&Path>) -> io::Result<()> {
     }
 }
 
+/// Whether nobody else could have put anything into this folder: in `/tmp` anybody may have made it.
+pub(super) fn is_ours(folder: &Path) -> bool {
+    let user = rustix::process::geteuid().as_raw();
+    fs::symlink_metadata(folder)
+        .is_ok_and(|found| found.is_dir() && found.uid() == user && found.mode() & 0o022 == 0)
+}
+
 /// Whether a process of this id is there. Words that are no process ids are nobody's.
 pub(super) fn is_alive(pid: &str) -> bool {
     let pid = pid.parse().ok().and_then(rustix::process::Pid::from_raw);
@@ -282,6 +291,28 @@ mod tests {
         };
         assert_eq!(other.parse(&text), None);
         assert!(other.files.is_empty());
+    }
+
+    #[test]
+    fn marks_that_somebody_else_may_have_written_are_not_believed() {
+        use std::os::unix::fs::PermissionsExt;
+        let spool = tempfile::tempdir().expect("a directory");
+        let mut written = Marks::read(spool.path(), "/repository", "main");
+        written.files = marks().files;
+        written.write().expect("written");
+        let known = || Marks::read(spool.path(), "/repository", "main").files.len();
+        assert_eq!(known(), written.files.len());
+        let set_mode = |mode| {
+            fs::set_permissions(spool.path(), fs::Permissions::from_mode(mode)).expect("a mode");
+        };
+        set_mode(0o770);
+        assert_eq!(known(), 0);
+        set_mode(0o700);
+        let folder = spool.path().join("real");
+        fs::create_dir(&folder).expect("made");
+        std::os::unix::fs::symlink(&folder, spool.path().join("link")).expect("linked");
+        assert!(!is_ours(&spool.path().join("link")));
+        assert!(!is_ours(&spool.path().join("absent")));
     }
 
     #[test]

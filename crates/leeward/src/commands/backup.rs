@@ -12,7 +12,7 @@ use crate::args::{Backup, Global};
 use crate::config::{Config, DEFAULT_CLUSTER};
 use crate::failure::{DAMAGED, Failure};
 use crate::progress::Progress;
-use crate::{json, output, table, units};
+use crate::{json, output, server_user, table, units};
 
 pub fn run(global: &Global, config: &Config, args: &Backup) -> Result<ExitCode, Failure> {
     let store = config.store()?;
@@ -20,6 +20,7 @@ pub fn run(global: &Global, config: &Config, args: &Backup) -> Result<ExitCode, 
         Error::new(ErrorKind::Usage, "no data directory given")
             .hint("Name the directory of the running server with --pgdata or PGDATA.")
     })?;
+    server_user::work_as_owner_of(&pgdata, &config.url()?)?;
     let options = BackupOptions {
         pgdata,
         conninfo: config.conninfo.clone(),

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::Arc;
 
 use leeward_engine::error::{Error, ErrorKind};
 use leeward_engine::event::Event;
@@ -10,13 +11,15 @@ use leeward_engine::wal::{
     push,
 };
 use leeward_pgformat::wal_segment::is_wal_segment_name;
+use leeward_postgres::server_user::is_root;
 use leeward_repository::codec::Compression;
+use leeward_repository::store::Store;
 
 use super::{wal_list, wal_receive};
 use crate::args::{Global, Wal};
 use crate::config::{Config, DEFAULT_CLUSTER};
 use crate::failure::Failure;
-use crate::output;
+use crate::{output, server_user};
 
 /// How much lies ready ahead of a server in recovery.
 const PREFETCH_BYTES: u64 = 256 << 20;
@@ -31,8 +34,11 @@ pub fn run(global: &Global, config: &Config, wal: Wal) -> Result<ExitCode, Failu
         .unwrap_or_else(|| DEFAULT_CLUSTER.to_owned());
     match wal {
         Wal::Push { path, compression } => {
+            let repository = config.url()?;
+            let store = root_store(config)?;
+            server_user::work_as_owner_of_folder(&path, &repository)?;
             let options = PushOptions {
-                repository: config.url()?,
+                repository,
                 cluster,
                 path,
                 level: level(compression.or(config.wal_compression).unwrap_or_default())?,
@@ -42,7 +48,8 @@ pub fn run(global: &Global, config: &Config, wal: Wal) -> Result<ExitCode, Failu
                     output::say(&text);
                 }
             };
-            let outcome = push(&|| config.store(), &options, &tell)?;
+            let open = || store.clone().map_or_else(|| config.store(), Ok);
+            let outcome = push(&open, &options, &tell)?;
             if global.verbose {
                 output::say(&format!(
                     "{} files stored, {} of them were there already",
@@ -67,6 +74,8 @@ pub fn run(global: &Global, config: &Config, wal: Wal) -> Result<ExitCode, Failu
             ends_before,
         } => {
             let repository = config.url()?;
+            let store = root_store(config)?;
+            server_user::work_as_owner_of_folder(&path, &repository)?;
             let ahead = config.prefetch_bytes.unwrap_or(PREFETCH_BYTES);
             let options = GetOptions {
                 repository: repository.clone(),
@@ -77,7 +86,7 @@ pub fn run(global: &Global, config: &Config, wal: Wal) -> Result<ExitCode, Failu
                 hole_is_known: ends_before.is_some(),
             };
             let means = GetMeans {
-                open: &|| config.store(),
+                open: &|| store.clone().map_or_else(|| config.store(), Ok),
                 start: &|call| start(global, &repository.to_string(), &options.cluster, call),
             };
             match get(means, &options)? {
@@ -116,6 +125,12 @@ pub fn run(global: &Global, config: &Config, wal: Wal) -> Result<ExitCode, Failu
             Ok(ExitCode::SUCCESS)
         }
     }
+}
+
+/// The store, opened at once where root runs this: its credentials may be root's to read, and root is about to become the
+/// server's user. A server's own calls open it only when they need it.
+fn root_store(config: &Config) -> Result<Option<Arc<dyn Store>>, Error> {
+    is_root().then(|| config.store()).transpose()
 }
 
 /// Whether `name` is `end` or a WAL segment behind it, on whatever timeline: the number follows the timeline's eight digits.

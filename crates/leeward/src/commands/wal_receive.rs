@@ -14,7 +14,7 @@ use crate::args::{Global, WalReceive};
 use crate::config::{Config, DEFAULT_CLUSTER};
 use crate::failure::Failure;
 use crate::progress::Progress;
-use crate::{json, output};
+use crate::{json, output, server_user};
 
 /// How long the store may take to answer: what is received meanwhile is not safe yet.
 const STORE_PATIENCE: Duration = Duration::from_secs(10);
@@ -29,6 +29,10 @@ pub fn run(
     level: i32,
 ) -> Result<ExitCode, Failure> {
     let store = config.impatient_store(STORE_PATIENCE)?;
+    match &config.pgdata {
+        Some(pgdata) => server_user::work_as_owner_of(pgdata, &config.url()?)?,
+        None => server_user::work_as_owner_of_repository(&config.url()?)?,
+    }
     let options = ReceiveOptions {
         pgdata: config.pgdata.clone(),
         conninfo: config.conninfo.clone(),
