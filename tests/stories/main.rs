@@ -93,3 +93,5 @@ mod story_043_pages_of_every_kind;
 mod story_044_what_the_catalogs_name;
 #[path = "045_targets_against_postgres.rs"]
 mod story_045_targets_against_postgres;
+#[path = "046_databases_copied_during_a_backup.rs"]
+mod story_046_databases_copied_during_a_backup;

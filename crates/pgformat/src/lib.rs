@@ -56,7 +56,7 @@ pub use timeline::TimelineHistory;
 pub use timestamp::TimestampTz;
 pub use version::MajorVersion;
 pub use wal_contents::{RecordPart, RestorePoint, TransactionId, WalContents};
-pub use wal_scan::{WalDamage, WalEvent, WalProblem, WalScanner};
+pub use wal_scan::{DatabaseDirectory, WalDamage, WalEvent, WalProblem, WalScanner};
 pub use wal_segment::{WalLongHeader, WalSegmentName, WalSegmentSize};
 
 /// Bytes in a page: `BLCKSZ` of every distributed PostgreSQL (`pg_config.h`). A cluster built with another size is

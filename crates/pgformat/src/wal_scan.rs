@@ -2,11 +2,13 @@
 //!
 //! Facts from `access/transam/xlogreader.c`.
 
+mod directories;
 mod event;
 mod page_header;
 mod parts;
 mod record;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::wal_segment::WAL_PAGE_SIZE;
@@ -15,9 +17,11 @@ use crate::{
     u32_at,
 };
 
+pub use directories::DatabaseDirectory;
 pub use event::{WalDamage, WalEvent, WalProblem};
 pub use parts::{JoinedRecord, join};
 
+use directories::DirectoryChanges;
 use page_header::{Known, PageStart, header_size};
 use record::{Body, HEADER_HASHED_SIZE, HEADER_SIZE, Header};
 
@@ -54,6 +58,8 @@ pub struct WalScanner {
     /// The first complete record from some LSN on is wanted, and its bounds once it was seen.
     wanted: Option<Lsn>,
     found: Option<Range<Lsn>>,
+    /// Where it is to be known which directories change.
+    changes: Option<DirectoryChanges>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,6 +145,7 @@ impl WalScanner {
             end: None,
             wanted: None,
             found: None,
+            changes: None,
         };
         if !start.0.is_multiple_of(PAGE) {
             scanner.end_at(start, WalProblem::Start { start });
@@ -155,6 +162,18 @@ impl WalScanner {
     #[must_use]
     pub fn found(&self) -> Option<Range<Lsn>> {
         self.found.clone()
+    }
+
+    /// Asks for the directories that records change from here on: [`directory_changes`](Self::directory_changes).
+    pub fn follow_directories(&mut self) {
+        self.changes = Some(DirectoryChanges::default());
+    }
+
+    /// Returns the beginning of the last record that changed a file, for each database's directory with such a record. Files
+    /// that a commit removes are not among them: the record that removes their row from the database's catalog is.
+    #[must_use]
+    pub fn directory_changes(&self) -> Option<&BTreeMap<DatabaseDirectory, Lsn>> {
+        self.changes.as_ref().map(|changes| &changes.last)
     }
 
     /// Takes the next bytes, and tells what the records that end in them say.
@@ -361,6 +380,10 @@ impl WalScanner {
         if let Some(told) = &mut told {
             told.feed(body);
         }
+        if let Some(changes) = &mut self.changes {
+            changes.begin();
+            changes.feed(body);
+        }
         self.finish_record(
             begin,
             begin + u64::from(header.length),
@@ -395,6 +418,9 @@ impl WalScanner {
                     self.contents.note_beginning(begin, header.previous);
                     self.record.checksum = 0;
                     self.record.body = self.told_of(&header);
+                    if let Some(changes) = &mut self.changes {
+                        changes.begin();
+                    }
                 }
                 Ok(()) => {}
             }
@@ -410,6 +436,9 @@ impl WalScanner {
         record.checksum = crc32c::crc32c_append(record.checksum, &bytes[..taken]);
         if let Some(body) = &mut record.body {
             body.feed(&bytes[..taken]);
+        }
+        if let Some(changes) = &mut self.changes {
+            changes.feed(&bytes[..taken]);
         }
         record.seen += taken as u64;
         taken
@@ -459,6 +488,9 @@ impl WalScanner {
             if self.known.segment_size.offset(end) != 0 {
                 self.state = State::Unused;
             }
+        }
+        if let (Some(changes), Some(major)) = (&mut self.changes, self.known.major) {
+            changes.finish(begin, header, major);
         }
         if let Some(event) = body.and_then(|body| body.event(begin, end)) {
             self.contents.note(&event);

@@ -105,6 +105,12 @@ impl Catalogs {
         })
     }
 
+    /// Returns a database.
+    #[must_use]
+    pub fn database(&self, oid: Oid) -> Option<&Database> {
+        self.databases.iter().find(|database| database.oid == oid)
+    }
+
     /// The oldest transaction whose status anybody may ask for: the server removes that of older ones
     /// (`vac_truncate_clog`, commands/vacuum.c).
     #[must_use]

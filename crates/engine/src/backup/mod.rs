@@ -6,6 +6,7 @@
 
 mod collect;
 mod copy;
+mod databases;
 mod horizon;
 mod plan;
 mod preflight;
@@ -238,9 +239,9 @@ impl Run<'_> {
             &mut manifest,
             &mut stored,
         )?;
-        collected
-            .damaged
-            .extend(required.after(stored, &mut session, self.server)?);
+        let catalogs = session.catalogs()?;
+        let lost = required.after(stored, catalogs.clone(), self.server)?;
+        collected.damaged.extend(lost);
 
         let consistent_lsn = self.add_control_file(role, &mut manifest, &mut collected)?;
         let stop = session.stop()?;
@@ -266,7 +267,18 @@ impl Run<'_> {
             level: wal::level(self.options.compression),
         };
         let pg_wal = PgWal::open(self.directory)?;
-        let records = wal::store_wal(&pg_wal, stretch, &to, self.observe)?;
+        let wal = wal::store_wal(&pg_wal, stretch, &to, self.observe)?;
+        if let Some(copy) = wal.events.iter().find(|event| databases::is_copy(event)) {
+            let changes = wal::directory_changes(&pg_wal, stretch, copy.begin())?;
+            let exists = |oid| catalogs.database(oid).is_some();
+            if let Some(lost) = databases::lost_copy(&wal.events, &changes, &exists) {
+                return Err(lost.error(&|oid| {
+                    let found = catalogs.database(oid).or_else(|| required.database(oid))?;
+                    Some(found.name.clone())
+                }));
+            }
+        }
+        let records = wal.records;
         // A slot that was lost meanwhile may have let the server recycle what was being read.
         session.position()?;
         session.finish()?;

@@ -212,17 +212,22 @@ impl Required {
         Ok(())
     }
 
+    /// Returns a database that was there before.
+    pub(super) fn database(&self, oid: Oid) -> Option<&Database> {
+        self.catalogs.database(oid)
+    }
+
     /// Compares what was stored with what the catalogs say now, and returns the files that the server has lost.
     ///
     /// # Errors
-    /// Those of the session, and one that names what the backup lacks.
+    /// One that names what the backup lacks.
     pub(super) fn after(
         &self,
         stored: Stored<'_>,
-        session: &mut BackupSession,
+        now: Catalogs,
         server: &Server<'_>,
     ) -> Result<Vec<DamagedFile>> {
-        let now = Self::of(session.catalogs()?, server);
+        let now = Self::of(now, server);
         for (path, place) in &self.places {
             if !stored.places.contains(path) && now.places.get(path) == Some(place) {
                 return Err(missing(server, path, place, "was not there to be copied"));

@@ -1,6 +1,7 @@
 //! Stores the WAL that makes a backup consistent: from the start LSN to the stop LSN, out of the server's own `pg_wal`.
 //! The last segment is cut at the stop LSN; what lies behind it, perhaps of a recycled segment, is stored as zeros.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -8,10 +9,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use leeward_pgformat::timeline::TimelineHistory;
+use leeward_pgformat::wal_scan::join;
 use leeward_pgformat::wal_segment::{
     WAL_LONG_HEADER_SIZE, WalLongHeader, WalSegmentName, WalSegmentSize, history_file_name,
 };
-use leeward_pgformat::{Lsn, SystemIdentifier, TimelineId, WalContents, WalDamage, WalScanner};
+use leeward_pgformat::{
+    DatabaseDirectory, Lsn, MajorVersion, RecordPart, SystemIdentifier, TimelineId, WalContents,
+    WalDamage, WalEvent, WalScanner,
+};
 use leeward_postgres::data_directory::DataDirectory;
 use leeward_postgres::directory::Directory;
 use leeward_repository::RepositoryError;
@@ -24,12 +29,16 @@ use leeward_repository::wal_object::{
     WalFacts, WalSource, write_wal_object, write_wal_object_with_contents,
 };
 
+use super::databases;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer};
 use crate::parallel;
 
 /// As many WAL segments are compressed and stored at once.
 const PARALLEL: usize = 4;
+
+/// As much WAL is read at once when it is walked again.
+const WALK_BYTES: usize = 1 << 20;
 
 /// A history file has a line for each timeline; this is far more than any.
 const MAX_HISTORY_BYTES: u64 = 1 << 20;
@@ -130,32 +139,124 @@ struct Segment {
     needed: bool,
 }
 
-/// Stores everything of `stretch` from `pg_wal`; returns the records in the order of their names.
+/// What was stored.
+pub(super) struct StoredWal {
+    /// The objects, in the order of their names.
+    pub records: Vec<WalRecord>,
+    /// The records that make and remove databases' directories, in their order.
+    pub events: Vec<WalEvent>,
+}
+
+/// Stores everything of `stretch` from `pg_wal`.
 pub(super) fn store_wal(
     pg_wal: &PgWal,
     stretch: Stretch,
     to: &Destination<'_>,
     observe: Observer<'_>,
-) -> Result<Vec<WalRecord>> {
+) -> Result<StoredWal> {
     let files = files(pg_wal, stretch)?;
     let total =
         files.iter().filter(|f| f.segment.is_some()).count() as u64 * stretch.segment_size.bytes();
     observe(Event::Total(total));
-    let records = Mutex::new(Vec::with_capacity(files.len()));
+    let stored = Mutex::new(Vec::with_capacity(files.len()));
     parallel::for_each(&files, PARALLEL, |file| {
-        let record = store_one(pg_wal, file, stretch, to)?;
+        let (record, told) = store_one(pg_wal, file, stretch, to)?;
         observe(Event::Advanced(record.plain_length));
-        records
+        stored
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .push(record);
+            .push((record, told));
         Ok(())
     })?;
-    let mut records = records
+    let stored = stored
         .into_inner()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let (mut records, told): (Vec<_>, Vec<_>) = stored.into_iter().unzip();
     records.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(records)
+    Ok(StoredWal {
+        records,
+        events: events(told.into_iter().flatten().collect(), stretch)?,
+    })
+}
+
+/// Returns the last record that changed each database's directory, of those from the WAL segment of `from` on.
+pub(super) fn directory_changes(
+    pg_wal: &PgWal,
+    stretch: Stretch,
+    from: Lsn,
+) -> Result<BTreeMap<DatabaseDirectory, Lsn>> {
+    let size = stretch.segment_size;
+    let begin = Lsn(from.0 - size.offset(from));
+    let mut scanner = WalScanner::new(begin, size);
+    scanner.follow_directories();
+    let mut buffer = vec![0; WALK_BYTES];
+    for file in files(pg_wal, stretch)? {
+        let Some(segment) = file
+            .segment
+            .filter(|segment| segment.needed && segment.name.start_lsn(size) >= begin)
+        else {
+            continue;
+        };
+        let path = pg_wal.path.join(&file.name);
+        let mut source = (pg_wal.directory)
+            .open_file(OsStr::new(&file.name))
+            .map_err(|e| unreadable(&path, e))?
+            .take(segment.length);
+        loop {
+            let length = source.read(&mut buffer).map_err(|e| unreadable(&path, e))?;
+            if length == 0 {
+                break;
+            }
+            scanner
+                .feed(&buffer[..length], &mut |_| {})
+                .map_err(|damage| unrecoverable(&path, damage))?;
+        }
+        scanner
+            .expect_complete()
+            .map_err(|damage| unrecoverable(&path, damage))?;
+    }
+    Ok(scanner.directory_changes().cloned().unwrap_or_default())
+}
+
+/// What one segment tells that recovery goes along.
+struct ToldSegment {
+    begin: Lsn,
+    major: Option<MajorVersion>,
+    events: Vec<WalEvent>,
+    contents: WalContents,
+}
+
+/// Puts together what the segments tell, and the records that lead from one into the next.
+fn events(mut segments: Vec<ToldSegment>, stretch: Stretch) -> Result<Vec<WalEvent>> {
+    segments.sort_by_key(|segment| segment.begin);
+    let mut events = Vec::new();
+    let mut open: Option<(Lsn, RecordPart, Vec<RecordPart>)> = None;
+    for segment in segments {
+        // A crash may have taken the rest of the record; then the server wrote on in its place.
+        if let (Some((begin, part, mut tails)), Some(tail), Some(major)) =
+            (open.take(), segment.contents.tail, segment.major)
+        {
+            tails.push(tail);
+            let size = stretch.segment_size;
+            let joined = join(begin, &part, &tails, segment.begin, size, major).map_err(|e| {
+                Error::new(
+                    ErrorKind::Damaged,
+                    format!("the WAL record at {begin} cannot be recovered from"),
+                )
+                .because(e)
+            })?;
+            match joined {
+                Some(joined) => events.extend(joined.event),
+                None => open = Some((begin, part, tails)),
+            }
+        }
+        events.extend(segment.events);
+        if let Some((begin, part)) = segment.contents.open {
+            open = Some((begin, part, Vec::new()));
+        }
+    }
+    events.retain(|event| databases::concerns(event) && event.begin() >= stretch.start);
+    Ok(events)
 }
 
 /// Finds the segments and history files. A segment in which a timeline was left may be there once for each timeline;
@@ -250,8 +351,9 @@ fn store_one(
     file: &WalFile,
     stretch: Stretch,
     to: &Destination<'_>,
-) -> Result<WalRecord> {
+) -> Result<(WalRecord, Option<ToldSegment>)> {
     let path = pg_wal.path.join(&file.name);
+    let mut told = None;
     let mut source = pg_wal
         .directory
         .open_file(OsStr::new(&file.name))
@@ -271,8 +373,15 @@ fn store_one(
             let mut plain = WalkedSegment::new(source, segment, stretch.segment_size);
             let stored =
                 write_wal_object_with_contents(to.store, &key, facts, &mut plain, to.level);
-            plain.check(&path, stretch)?;
-            stored.map_err(failed)?
+            let walked = plain.finish(&path, stretch)?;
+            let stored = stored.map_err(failed)?;
+            told = walked.map(|(scanner, events)| ToldSegment {
+                begin: scanner.start(),
+                major: scanner.major(),
+                events,
+                contents: stored.contents.clone().unwrap_or_default(),
+            });
+            stored
         }
     };
     if file.segment.is_some() && stored.plain_length != stretch.segment_size.bytes() {
@@ -283,13 +392,26 @@ fn store_one(
             stretch.segment_size.bytes()
         )));
     }
-    Ok(WalRecord {
+    let record = WalRecord {
         name: file.name.clone(),
         plain_length: stored.plain_length,
         stored_length: stored.stored_length,
         plain_hash: stored.plain_hash,
         stored_hash: stored.stored_hash,
-    })
+    };
+    Ok((record, told))
+}
+
+fn unrecoverable(path: &Path, damage: WalDamage) -> Error {
+    Error::new(
+        ErrorKind::Damaged,
+        format!(
+            "WAL segment \"{}\" cannot be recovered from",
+            path.display()
+        ),
+    )
+    .because(damage)
+    .hint("Recovery would end there. The disk is failing, or something other than the server changed the file.")
 }
 
 /// A segment being read: our bytes, whose records are followed on the way, then zeros.
@@ -299,6 +421,8 @@ struct WalkedSegment {
     scanner: WalScanner,
     needed: bool,
     damage: Option<WalDamage>,
+    /// What was told of databases.
+    events: Vec<WalEvent>,
 }
 
 impl WalkedSegment {
@@ -309,29 +433,26 @@ impl WalkedSegment {
             scanner: WalScanner::new(segment.name.start_lsn(size), size),
             needed: segment.needed,
             damage: None,
+            events: Vec::new(),
         }
     }
 
-    /// Whether recovery, which begins at the start LSN, can go along the bytes that were read.
-    fn check(self, path: &Path, stretch: Stretch) -> Result<()> {
+    /// Returns the events in the bytes, if recovery goes along them, and the scanner.
+    ///
+    /// # Errors
+    /// That recovery, which begins at the start LSN, would end in them.
+    fn finish(self, path: &Path, stretch: Stretch) -> Result<Option<(WalScanner, Vec<WalEvent>)>> {
         if !self.needed {
-            return Ok(());
+            return Ok(None);
         }
-        self.damage
+        let damage = self
+            .damage
             .or_else(|| self.scanner.expect_complete().err())
-            .filter(|damage| damage.lsn >= stretch.start)
-            .map_or(Ok(()), Err)
-            .map_err(|damage| {
-                Error::new(
-                    ErrorKind::Damaged,
-                    format!(
-                        "WAL segment \"{}\" cannot be recovered from",
-                        path.display()
-                    ),
-                )
-                .because(damage)
-                .hint("Recovery would end there. The disk is failing, or something other than the server changed the file.")
-            })
+            .filter(|damage| damage.lsn >= stretch.start);
+        match damage {
+            Some(damage) => Err(unrecoverable(path, damage)),
+            None => Ok(Some((self.scanner, self.events))),
+        }
     }
 }
 
@@ -342,7 +463,13 @@ impl Read for WalkedSegment {
         }
         let length = self.source.read(buffer)?;
         if self.damage.is_none() {
-            self.damage = self.scanner.feed(&buffer[..length], &mut |_| {}).err();
+            let events = &mut self.events;
+            let mut keep = |event: WalEvent| {
+                if databases::concerns(&event) {
+                    events.push(event);
+                }
+            };
+            self.damage = self.scanner.feed(&buffer[..length], &mut keep).err();
         }
         Ok(length)
     }

@@ -25,7 +25,7 @@ const RM_TBLSPC: u8 = 5;
 /// `RM_MIN_CUSTOM_ID`: from here on the numbers are those of extensions.
 const RM_CUSTOM: u8 = 128;
 /// `XLR_RMGR_INFO_MASK`.
-const INFO_MASK: u8 = 0xF0;
+pub(super) const INFO_MASK: u8 = 0xF0;
 const XLOG_CHECKPOINT_SHUTDOWN: u8 = 0x00;
 const XLOG_CHECKPOINT_ONLINE: u8 = 0x10;
 const XLOG_SWITCH: u8 = 0x40;
@@ -50,10 +50,10 @@ const XINFO_HAS_TWOPHASE: u32 = 1 << 4;
 const XINFO_HAS_DROPPED_STATS: u32 = 1 << 8;
 
 /// `XLR_BLOCK_ID_*`: what stands before the main data of a record without block references.
-const ID_DATA_SHORT: u8 = 255;
-const ID_DATA_LONG: u8 = 254;
-const ID_ORIGIN: u8 = 253;
-const ID_TOPLEVEL_XID: u8 = 252;
+pub(super) const ID_DATA_SHORT: u8 = 255;
+pub(super) const ID_DATA_LONG: u8 = 254;
+pub(super) const ID_ORIGIN: u8 = 253;
+pub(super) const ID_TOPLEVEL_XID: u8 = 252;
 
 /// `xl_restore_point`: a time and `MAXFNAMELEN` bytes.
 const RESTORE_POINT_BYTES: usize = 72;
