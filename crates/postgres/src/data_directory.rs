@@ -507,7 +507,8 @@ fn is_tablespace(path: &Path) -> bool {
 
 /// The directories that PostgreSQL makes for its own files, and those of databases: linked elsewhere, as people do to
 /// spread a cluster over disks, they are still part of the data directory.
-fn is_own_directory(path: &Path) -> bool {
+#[must_use]
+pub fn is_own_directory(path: &Path) -> bool {
     const OWN: [&str; 21] = [
         "base",
         "global",

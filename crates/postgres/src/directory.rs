@@ -4,6 +4,8 @@
 //! One name below a handle, opened with `O_NOFOLLOW`, is what `openat2` with `RESOLVE_BENEATH` and `RESOLVE_NO_SYMLINKS`
 //! gives, and holds on every kernel.
 
+mod write;
+
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
@@ -13,6 +15,8 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{self, AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
+
+pub use write::{Identity, RemoveError};
 
 /// How a directory is opened: for reading, never through a link, never kept by a child process.
 const DIRECTORY: OFlags = OFlags::RDONLY
