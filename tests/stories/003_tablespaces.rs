@@ -110,7 +110,46 @@ fn check(major: u32) {
         restored.sql("SELECT count(*) FROM story.fleeting_linked"),
         "0"
     );
+
+    // A restore that was interrupted left its own in a directory that a live server takes for a tablespace later.
+    let contested = story.path("contested");
+    let mapping = format!("{live}={}", contested.display());
+    let half_made = story.path("half-made");
+    let packs = story.path(&format!("repository/main/backups/{}/packs", backup.id()));
+    let away = story.path("packs-away");
+    fs::rename(&packs, &away).expect("could not move the backup's packs away");
+    leeward
+        .restore("latest", &half_made, &["--tablespace", &mapping])
+        .expect(exit::DAMAGED);
+    fs::rename(&away, &packs).expect("could not move the backup's packs back");
+    restored.sql(&format!(
+        "CREATE TABLESPACE moved_in LOCATION '{}'",
+        contested.display()
+    ));
+    restored
+        .sql("CREATE TABLE live_rows TABLESPACE moved_in AS SELECT generate_series(1, 9000) AS id");
+    restored.sql("CHECKPOINT");
+    leeward
+        .restore("latest", &half_made, &["--tablespace", &mapping])
+        .expect(exit::REFUSED)
+        .expect_words(&["contested", "--tablespace"]);
+    // As the hint says: to another place. What the first attempt left beside the live rows is gone, the rows are not.
+    let other = format!("{live}={}", story.path("uncontested").display());
+    leeward
+        .restore("latest", &half_made, &["--tablespace", &other])
+        .expect(exit::DONE);
     restored.stop(Stop::Fast);
+    restored.start();
+    assert_eq!(restored.sql("SELECT sum(id) FROM live_rows"), "40504500");
+    let names: Vec<_> = fs::read_dir(&contested)
+        .expect("it is there")
+        .map(|entry| entry.expect("an entry").file_name())
+        .collect();
+    assert_eq!(names.len(), 1, "{names:?}");
+    restored.stop(Stop::Fast);
+    let mut again = Server::over(&story, "half-made-server", &half_made);
+    again.set("autovacuum", "off");
+    assert_sound(&story, &mut again, &backup, &truth);
 
     // With the old host gone, the same path is free, and is used.
     pair.standby.stop(Stop::Fast);

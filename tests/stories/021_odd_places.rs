@@ -94,7 +94,7 @@ fn check(major: u32) {
     let contested = story.path("contested");
     let to = contested.display().to_string();
     let mut first = leeward.spawn(&["restore", "latest", "--to", &to, "--threads", "1"]);
-    let mark = contested.join("global/pg_control.restoring");
+    let mark = contested.join("leeward.restoring/data");
     wait_until("the first restore has begun", PATIENCE, || {
         first.has_ended() || mark.exists()
     });

@@ -16,10 +16,13 @@ use leeward_postgres::configuration_syntax::{
 };
 use leeward_repository::summary::{BackupSummary, ConfigurationSummary};
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 
 /// Where configuration from outside the data directory is put, inside it.
 pub(crate) const FOLDER: &str = "configuration";
+
+/// Bytes of the largest file that is read for the settings in it.
+pub(crate) const CONFIGURATION_BYTES_LIMIT: u64 = 16 << 20;
 
 /// What is added to the name of a file that the server did not use, where another has to have that name.
 const UNUSED: &str = ".unused";
@@ -95,6 +98,16 @@ pub(crate) const AUTO: &str = "postgresql.auto.conf";
 /// Finds what has to change in a copy of the backup that `summary` describes.
 pub(crate) fn adopt_for(copy: &dyn Files, summary: &BackupSummary) -> Result<Adoption> {
     let data_directory = Path::new(&summary.data_directory);
+    if !data_directory.is_absolute() {
+        return Err(Error::new(
+            ErrorKind::Damaged,
+            format!(
+                "backup.json says that the data directory was \"{}\"",
+                data_directory.display()
+            ),
+        )
+        .hint("Restore another backup, or this one from another copy of the repository."));
+    }
     let used = summary.configuration.clone();
     adopt(copy, data_directory, used, &summary.configuration_files)
 }
@@ -108,7 +121,8 @@ fn adopt(
 ) -> Result<Adoption> {
     let used = used.unwrap_or_default();
     let mut origins = vec![data_directory.to_owned()];
-    origins.extend(used.data_directory.iter().map(PathBuf::from));
+    let other_name = used.data_directory.iter().map(PathBuf::from);
+    origins.extend(other_name.filter(|name| name.is_absolute()));
     let mut work = Work {
         copy,
         origins,

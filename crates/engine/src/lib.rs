@@ -1,5 +1,6 @@
 //! What Leeward does: take backups, put them back, export them. It prints nothing; it tells an [`event::Observer`].
 
+mod admission;
 pub mod backup;
 pub mod catalog;
 mod configuration;

@@ -1,11 +1,12 @@
 //! Workers of a restore: each takes a range of a pack, fetches it, proves every frame and writes its pieces where the
 //! manifest says. All-zero pages are left as holes.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam_channel::Receiver;
 use leeward_pgformat::PAGE_SIZE;
@@ -14,73 +15,85 @@ use leeward_postgres::cache_neutral::write_all_at;
 use leeward_repository::frame::FrameDecoder;
 use leeward_repository::store::Store;
 
-use super::target::{Target, could_not};
+use super::could_not;
+use super::tree::{Made, Tree, Writer};
 use crate::error::Result;
 use crate::event::{Event, Observer};
 use crate::frames::{Pack, decode};
 
+/// Files of several pieces that are kept open. A restore has to do with 1,024 descriptors, whatever the number of files.
+const OPEN_FILES: usize = 256;
+
 /// A file to be written, perhaps by several workers.
 #[derive(Debug)]
 pub(super) struct TargetFile {
-    pub path: PathBuf,
+    /// Its path relative to the data directory.
+    pub place: PathBuf,
     pub size: u64,
     pub mode: u32,
-    /// Open while pieces of it are to come. A file that comes in one piece is never kept open: frames of small files hold
-    /// thousands.
-    shared: Option<OnceLock<std::result::Result<File, (std::io::ErrorKind, String)>>>,
+    /// Of a file that comes in several pieces; one that comes in a single piece is never kept open.
+    shared: Option<Mutex<Shared>>,
+}
+
+/// A file that comes in several pieces.
+#[derive(Debug)]
+enum Shared {
+    /// None has come.
+    Absent,
+    Open(Arc<File>),
+    /// It was created, and is opened again for the next piece.
+    Closed(Made),
 }
 
 impl TargetFile {
     /// A file that comes in `pieces`.
-    pub(super) fn new(path: PathBuf, size: u64, mode: u32, pieces: usize) -> Self {
+    pub(super) fn new(place: PathBuf, size: u64, mode: u32, pieces: usize) -> Self {
         Self {
-            path,
+            place,
             size,
             mode,
-            shared: (pieces > 1).then(OnceLock::new),
+            shared: (pieces > 1).then(|| Mutex::new(Shared::Absent)),
         }
     }
 
     /// Creates the file at its full length.
-    pub(super) fn create(&self) -> Result<File> {
-        self.try_create()
-            .map_err(|e| could_not("create", &self.path, e))
-    }
-
-    fn try_create(&self) -> std::io::Result<File> {
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(self.mode & 0o777)
-            .open(&self.path)?;
-        if self.mode & 0o77 != 0 {
-            // The process's umask may have taken bits away.
-            file.set_permissions(std::fs::Permissions::from_mode(self.mode))?;
-        }
+    pub(super) fn create(&self, writer: &Writer<'_>) -> Result<File> {
+        let file = writer.create(&self.place, self.mode)?;
         if self.size > 0 {
-            file.set_len(self.size)?;
+            file.set_len(self.size)
+                .map_err(|e| could_not("set the length of", &writer.path(&self.place), e))?;
         }
         Ok(file)
     }
 
-    fn write(&self, bytes: &[u8], offset: u64) -> Result<()> {
-        match &self.shared {
-            None => self.write_to(&self.create()?, bytes, offset),
-            Some(shared) => match shared
-                .get_or_init(|| self.try_create().map_err(|e| (e.kind(), e.to_string())))
-            {
-                Ok(file) => self.write_to(file, bytes, offset),
-                Err((kind, text)) => Err(could_not(
-                    "create",
-                    &self.path,
-                    std::io::Error::new(*kind, text.clone()),
-                )),
-            },
+    /// The open file of several pieces, and whether it was opened just now.
+    fn open(&self, shared: &Mutex<Shared>, writer: &Writer<'_>) -> Result<(Arc<File>, bool)> {
+        let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = match &*shared {
+            Shared::Open(file) => return Ok((Arc::clone(file), false)),
+            Shared::Absent => self.create(writer)?,
+            Shared::Closed(made) => writer.reopen(&self.place, *made)?,
+        };
+        let file = Arc::new(file);
+        *shared = Shared::Open(Arc::clone(&file));
+        Ok((file, true))
+    }
+
+    /// Closes the file, once those who write to it have.
+    fn close(&self) -> std::io::Result<()> {
+        let Some(shared) = &self.shared else {
+            return Ok(());
+        };
+        let mut shared = shared.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Shared::Open(file) = &*shared {
+            let found = file.metadata()?;
+            *shared = Shared::Closed((found.dev(), found.ino()));
         }
+        Ok(())
     }
 
     /// Writes what is not zero.
-    fn write_to(&self, file: &File, bytes: &[u8], offset: u64) -> Result<()> {
+    fn write_to(&self, writer: &Writer<'_>, file: &File, bytes: &[u8], offset: u64) -> Result<()> {
         let mut begin = 0;
         while begin < bytes.len() {
             let first = next_chunk(bytes, begin);
@@ -97,7 +110,7 @@ impl TargetFile {
                 end = next;
             }
             write_all_at(file, &bytes[begin..end], offset + begin as u64)
-                .map_err(|e| could_not("write", &self.path, e))?;
+                .map_err(|e| could_not("write", &writer.path(&self.place), e))?;
             begin = end;
         }
         Ok(())
@@ -106,6 +119,43 @@ impl TargetFile {
 
 fn next_chunk(bytes: &[u8], begin: usize) -> usize {
     (begin + PAGE_SIZE).min(bytes.len())
+}
+
+/// The files of several pieces that are open, the oldest first.
+#[derive(Debug, Default)]
+pub(super) struct OpenFiles(Mutex<VecDeque<Arc<TargetFile>>>);
+
+impl OpenFiles {
+    /// Writes one piece.
+    fn write(
+        &self,
+        writer: &Writer<'_>,
+        target: &Arc<TargetFile>,
+        bytes: &[u8],
+        offset: u64,
+    ) -> Result<()> {
+        let Some(shared) = &target.shared else {
+            return target.write_to(writer, &target.create(writer)?, bytes, offset);
+        };
+        let (file, is_new) = target.open(shared, writer)?;
+        if is_new {
+            self.add(target)
+                .map_err(|e| could_not("look at", &writer.path(&target.place), e))?;
+        }
+        target.write_to(writer, &file, bytes, offset)
+    }
+
+    /// Keeps one more open, and closes the oldest where there are too many.
+    fn add(&self, target: &Arc<TargetFile>) -> std::io::Result<()> {
+        let oldest = {
+            let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            open.push_back(Arc::clone(target));
+            (open.len() > OPEN_FILES)
+                .then(|| open.pop_front())
+                .flatten()
+        };
+        oldest.map_or(Ok(()), |file| file.close())
+    }
 }
 
 /// Where a stretch of a frame goes.
@@ -134,6 +184,8 @@ pub(super) struct Job {
 /// What every worker shares.
 pub(super) struct Worker<'a> {
     pub store: &'a dyn Store,
+    pub tree: &'a Tree,
+    pub files: &'a OpenFiles,
     pub observe: Observer<'a>,
     /// Bytes written since the beginning, for the syncer.
     pub written: &'a AtomicU64,
@@ -173,46 +225,20 @@ impl Worker<'_> {
                 decoder,
             )?;
             let mut bytes = 0;
+            let writer = self.tree.writer()?;
             for placement in &frame.placements {
                 let from = placement.frame_offset as usize;
                 let piece = job
                     .pack
                     .piece(frame.frame, &plain, from, placement.length as usize)?;
-                placement.file.write(piece, placement.file_offset)?;
+                self.files
+                    .write(&writer, &placement.file, piece, placement.file_offset)?;
                 bytes += u64::from(placement.length);
             }
+            drop(writer);
             self.written.fetch_add(bytes, Ordering::Relaxed);
             (self.observe)(Event::Advanced(bytes));
         }
         Ok(())
-    }
-}
-
-/// The file systems written to, held open from before the first write: an error of writing back is told once to each that
-/// was open when it happened.
-#[derive(Debug)]
-pub(super) struct FileSystems(Vec<(PathBuf, File)>);
-
-impl FileSystems {
-    pub(super) fn open(target: &Target) -> Result<Self> {
-        let places = [&target.path].into_iter().chain(
-            target
-                .tablespaces
-                .values()
-                .map(|tablespace| &tablespace.place),
-        );
-        let opened = places.map(|place| match File::open(place) {
-            Ok(directory) => Ok((place.clone(), directory)),
-            Err(e) => Err(could_not("open", place, e)),
-        });
-        Ok(Self(opened.collect::<Result<_>>()?))
-    }
-
-    /// Makes everything on them durable (`syncfs`, which tells of errors since Linux 5.8).
-    pub(super) fn sync(&self) -> Result<()> {
-        self.0.iter().try_for_each(|(place, directory)| {
-            rustix::fs::syncfs(directory)
-                .map_err(|e| could_not("sync the file system of", place, e.into()))
-        })
     }
 }

@@ -1,22 +1,23 @@
 //! What turns copied files into a directory that a server starts from: WAL, the label, the recovery settings, and
 //! configuration of its own.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::ErrorKind::{IsADirectory, NotADirectory, NotFound};
 use std::io::{BufWriter, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use leeward_pgformat::wal_segment::history_file_name;
+use leeward_pgformat::wal_segment::{history_file_name, is_history_file_name, is_wal_segment_name};
 use leeward_pgformat::{TablespaceMap, TimelineId};
 use leeward_repository::catalog::Cluster;
 use leeward_repository::manifest::WalRecord;
 use leeward_repository::summary::BackupSummary;
 
+use super::could_not;
+use super::destination::Destination;
+use super::plan::SetAside;
 use super::settings::Settings;
-use super::target::{Target, could_not, make_directory, write_durably};
-use crate::configuration::{self, Adoption, Files};
+use super::tree::{Tree, Writer};
+use crate::configuration::{self, AUTO, Adoption, Files};
 use crate::error::{Error, ErrorKind, Result};
 use crate::parallel;
 
@@ -28,22 +29,33 @@ pub(super) fn write_wal(
     cluster: &Cluster,
     summary: &BackupSummary,
     wal: &[WalRecord],
-    target: &Target,
+    tree: &Tree,
 ) -> Result<()> {
-    let pg_wal = target.place(Path::new("pg_wal"));
-    make_directory(&pg_wal.join("archive_status"))?;
+    let pg_wal = Path::new("pg_wal");
+    let archive_status = pg_wal.join("archive_status");
+    tree.writer()?.make_directory(&archive_status)?;
     parallel::for_each(wal, WAL_AT_ONCE, |record| {
         let place = pg_wal.join(&record.name);
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&place);
-        let mut file = BufWriter::new(file.map_err(|e| could_not("create", &place, e))?);
+        let file = tree.writer()?.create(&place, 0o600)?;
+        let mut file = BufWriter::new(file);
         read_wal(cluster, summary, record, &mut file)?;
         file.flush().map_err(|e| could_not("write", &place, e))
     })
+}
+
+/// Checks that a WAL record of a backup has the name of a WAL segment or a timeline history file.
+pub(crate) fn check_wal_name(record: &WalRecord) -> Result<()> {
+    if is_wal_segment_name(&record.name) || is_history_file_name(&record.name) {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Damaged,
+        format!(
+            "the manifest names \"{}\" as WAL, which no WAL file is called",
+            record.name
+        ),
+    )
+    .hint("Restore another backup, or this one from another copy of the repository."))
 }
 
 /// Reads one WAL object of a backup, held against its record.
@@ -72,7 +84,7 @@ pub(crate) fn read_wal(
 }
 
 /// The tablespace map with the places that tablespaces have now. In-place tablespaces have no link to make.
-pub(super) fn tablespace_map(stored: &[u8], target: &Target) -> Result<Option<Vec<u8>>> {
+pub(super) fn tablespace_map(stored: &[u8], destination: &Destination) -> Result<Option<Vec<u8>>> {
     let mut map = TablespaceMap::parse(stored).map_err(|e| {
         Error::new(
             ErrorKind::Damaged,
@@ -80,29 +92,28 @@ pub(super) fn tablespace_map(stored: &[u8], target: &Target) -> Result<Option<Ve
         )
         .because(e)
     })?;
-    map.entries.retain_mut(
-        |entry| match target.tablespaces.get(&entry.tablespace.to_string()) {
+    map.entries.retain_mut(|entry| {
+        match destination.tablespaces.get(&entry.tablespace.to_string()) {
             Some(tablespace) => {
                 entry.location.clone_from(&tablespace.link);
                 true
             }
             None => false,
-        },
-    );
+        }
+    });
     Ok((!map.entries.is_empty()).then(|| map.to_bytes()))
 }
 
 /// Takes the numbers of timelines whose history files nobody has: a server that opens looks for a number that has no history
 /// file, in the archive and then in `pg_wal` (`existsTimeLineHistory`, src/backend/access/transam/timeline.c).
-pub(super) fn reserve_timelines(target: &Target, timelines: &[TimelineId]) -> Result<()> {
+pub(super) fn reserve_timelines(writer: &Writer<'_>, timelines: &[TimelineId]) -> Result<()> {
     for timeline in timelines {
-        let place = target
-            .place(Path::new("pg_wal"))
-            .join(history_file_name(*timeline));
-        if !place.exists() {
-            write_durably(
+        let place = Path::new("pg_wal").join(history_file_name(*timeline));
+        if !writer.has(&place) {
+            writer.write(
                 &place,
                 b"# The WAL archive has WAL of this timeline, and not its history file. This file keeps the number taken.\n",
+                0o600,
             )?;
         }
     }
@@ -111,81 +122,95 @@ pub(super) fn reserve_timelines(target: &Target, timelines: &[TimelineId]) -> Re
 
 /// Writes the recovery settings, those that are `raised` for it, and the file that makes the server recover.
 pub(super) fn write_recovery(
-    target: &Target,
+    writer: &Writer<'_>,
     settings: &Settings<'_>,
     raised: &[(&str, u32)],
 ) -> Result<()> {
-    let auto = target.place(Path::new("postgresql.auto.conf"));
-    let append = || {
-        OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .open(&auto)?
-            .write_all(settings.text(raised).as_bytes())
-    };
-    append().map_err(|e| could_not("write", &auto, e))?;
-    write_durably(&target.place(Path::new(settings.signal())), b"")
+    let auto = Path::new(AUTO);
+    let mut text = writer.read(auto)?.unwrap_or_default();
+    text.extend_from_slice(settings.text(raised).as_bytes());
+    writer.rewrite(auto, &text)?;
+    writer.write(Path::new(settings.signal()), b"", 0o600)
 }
 
 /// Gives the directory configuration of its own; returns that, and what a person should know.
 pub(super) fn adopt_configuration(
-    target: &Target,
+    writer: &Writer<'_>,
+    destination: &Destination,
+    aside: &SetAside,
     summary: &BackupSummary,
 ) -> Result<(Adoption, Vec<String>)> {
-    let data = &target.path;
-    let adoption = configuration::adopt_for(&OnDisk(data), summary)?;
+    let copy = Written {
+        writer,
+        data_directory: &destination.path,
+        links: aside.links.iter().cloned().collect(),
+    };
+    let adoption = configuration::adopt_for(&copy, summary)?;
     for (from, to) in &adoption.moved {
-        let (from, to) = (data.join(from), data.join(to));
-        fs::rename(&from, to).map_err(|e| could_not("rename", &from, e))?;
+        writer.rename(from.as_os_str(), to.as_os_str())?;
     }
     for (file, bytes) in &adoption.files {
-        let place = data.join(file);
-        let mode = fs::metadata(&place).map_or(0o600, |found| found.mode() & 0o777 | 0o600);
-        write_durably(&place, bytes)?;
-        fs::set_permissions(&place, Permissions::from_mode(mode))
-            .map_err(|e| could_not("set the mode of", &place, e))?;
+        writer.rewrite(file, bytes)?;
     }
     let mut notes = adoption.notes.clone();
-    notes.extend(adoption.collisions(data));
+    notes.extend(adoption.collisions(&destination.path));
     Ok((adoption, notes))
 }
 
-/// A restored directory, as far as its configuration goes.
-struct OnDisk<'a>(&'a Path);
+/// Makes the links, last of all that has a name: nothing is written any more that could be led astray by one.
+pub(super) fn make_links(
+    writer: &Writer<'_>,
+    destination: &Destination,
+    aside: &SetAside,
+) -> Result<()> {
+    for (name, tablespace) in &destination.tablespaces {
+        // One inside the data directory that the manifest has nothing of is made here.
+        writer.make_directory(&Path::new("pg_tblspc").join(name))?;
+        writer.make_link(&tablespace.link, &Path::new("pg_tblspc").join(name))?;
+    }
+    for (place, target) in &aside.links {
+        writer.make_link(target, place)?;
+    }
+    Ok(())
+}
 
-impl Files for OnDisk<'_> {
+/// A restored directory, as far as its configuration goes. Links are not made yet.
+struct Written<'a> {
+    writer: &'a Writer<'a>,
+    data_directory: &'a Path,
+    links: BTreeMap<PathBuf, PathBuf>,
+}
+
+impl Files for Written<'_> {
     fn read(&self, path: &Path) -> Result<Option<Vec<u8>>> {
-        let place = self.0.join(path);
-        match fs::read(&place) {
-            Ok(bytes) => Ok(Some(bytes)),
-            Err(e) if matches!(e.kind(), NotFound | NotADirectory | IsADirectory) => Ok(None),
-            Err(e) => Err(could_not("read", &place, e)),
-        }
+        self.writer.read(path)
     }
 
     fn names(&self, folder: &Path) -> Option<Vec<OsString>> {
-        let listing = fs::read_dir(self.0.join(folder)).ok()?;
-        Some(listing.flatten().map(|entry| entry.file_name()).collect())
+        self.writer.names(folder)
     }
 
     fn can_open(&self, path: &Path) -> bool {
-        File::open(self.0.join(path)).is_ok()
+        let linked = path.ancestors().find_map(|ancestor| {
+            let target = self.links.get(ancestor)?;
+            let rest = path.strip_prefix(ancestor).ok()?;
+            Some(
+                self.data_directory
+                    .join(ancestor.parent()?)
+                    .join(target)
+                    .join(rest),
+            )
+        });
+        match linked {
+            Some(elsewhere) => is_readable(&elsewhere),
+            None if path.is_absolute() => is_readable(path),
+            None => self.writer.has(path),
+        }
     }
 }
 
-/// Gives everything in `roots` to `owner`; only root can.
-pub(super) fn give_to(owner: (u32, u32), roots: &[&Path]) -> Result<()> {
-    for root in roots {
-        std::os::unix::fs::lchown(root, Some(owner.0), Some(owner.1))
-            .map_err(|e| could_not("change the owner of", root, e))?;
-        if !fs::symlink_metadata(root).is_ok_and(|found| found.is_dir()) {
-            continue;
-        }
-        for entry in fs::read_dir(root).map_err(|e| could_not("read", root, e))? {
-            let entry = entry.map_err(|e| could_not("read", root, e))?;
-            give_to(owner, &[&entry.path()])?;
-        }
-    }
-    Ok(())
+/// Whether this thread may read a file. It is not opened: a pipe would have an effect.
+fn is_readable(path: &Path) -> bool {
+    use rustix::fs::{Access, AtFlags, CWD, accessat};
+    accessat(CWD, path, Access::READ_OK, AtFlags::EACCESS).is_ok()
 }

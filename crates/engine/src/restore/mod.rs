@@ -2,12 +2,18 @@
 //! every frame and write it where it belongs, a syncer keeps the disk busy; `global/pg_control` gets its name last.
 
 mod apply;
+mod destination;
 pub(crate) mod finish;
+mod folder;
+mod owner;
 mod plan;
+mod record;
 pub(crate) mod requirements;
 pub(crate) mod settings;
-mod target;
+mod tree;
+mod unfinished;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,9 +27,10 @@ use leeward_repository::file_path::FilePath;
 use leeward_repository::layout;
 use leeward_repository::manifest::{Content, FileKind, ManifestReader};
 use leeward_repository::store::Store;
-use leeward_repository::summary::{BackupSummary, Owner};
+use leeward_repository::summary::BackupSummary;
 use leeward_repository::url::RepositoryUrl;
 
+use crate::admission::UNFINISHED_CONTROL_FILE;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer, Phase};
 use crate::frames::Packs;
@@ -32,9 +39,12 @@ use crate::recovery::replay::Requirements;
 use crate::recovery::sources::BackupRange;
 use crate::recovery::{RecoveryOptions, StopPoint};
 use crate::repository;
-use apply::{FileSystems, Worker};
+use apply::{OpenFiles, Worker};
+use destination::{Destination, LinkedTablespace};
 use plan::{Planner, SetAside};
-use target::{LinkedTablespace, Target};
+use requirements::ReplayedTablespaces;
+use tree::Tree;
+use unfinished::Unfinished;
 
 /// Workers for a bucket, where answers are far away and many have to be under way.
 const REMOTE_WORKERS: usize = 12;
@@ -112,33 +122,37 @@ pub fn restore(
         mut notes,
     } = choose(&cluster, options.backup.as_deref(), &options.recovery)?;
     let backup = BackupRange::of(&summary);
-    let made_by_replay =
-        requirements::check_tablespaces(&requirements, &backup, &options.tablespaces)?;
+    requirements::check_mapping(&requirements, &backup, &options.tablespaces)?;
     let manifest = open_manifest(store, &cluster, &summary)?;
     let linked = linked_tablespaces(&manifest, &summary)?;
-    let target = Target::check(&options.to, &linked, &options.tablespaces)?;
+    let destination =
+        Destination::check(&options.to, &linked, &options.tablespaces, &summary.owner)?;
     let control_file = control_file(&manifest, &summary)?;
+    let made_by_replay = requirements::check_places(&requirements, &backup, &destination)?;
     requirements.settings = requirements
         .settings
         .max(required_settings(&control_file, &summary)?);
-    check_space(&target, &summary)?;
-    let mark = target.prepare(&control_file)?;
-    notes.extend(requirements::make_tablespaces(&made_by_replay)?);
+    plan::check_names(&manifest, summary.major)?;
+    check_space(&destination, &summary)?;
+    let unfinished = Unfinished::begin(&destination, &summary.id)?;
+    notes.extend(made_by_replay.make(&destination)?);
     notes.extend(requirements::extensions_note(&requirements, &summary.id));
-    let file_systems = FileSystems::open(&target)?;
+    let tree = unfinished.tree(&destination);
     let run = Run {
         store,
         cluster: cluster.name(),
         summary: &summary,
         manifest: &manifest,
-        target: &target,
+        destination: &destination,
+        tree: &tree,
         settings: settings::Settings {
             backup: &summary.id,
             recovery: &options.recovery,
             route: &route,
         },
         requirements: &requirements,
-        file_systems,
+        reserved_timelines: &reserved_timelines,
+        made_by_replay: &made_by_replay,
         observe,
     };
 
@@ -148,17 +162,17 @@ pub fn restore(
         .threads
         .unwrap_or_else(|| default_workers(store.location()))
         .max(1);
+    run.write_control_file(&control_file)?;
     let (aside, written_bytes) = run.write_files(workers)?;
-    finish::write_wal(&cluster, &summary, &aside.wal, &target)?;
-    finish::reserve_timelines(&target, &reserved_timelines)?;
+    finish::write_wal(&cluster, &summary, &aside.wal, &tree)?;
     notes.extend(run.complete(&aside)?);
     notes.extend(run.settings.afterwards());
     notes.extend(recovery_warning(&summary.postgres_version));
-    mark.complete()?;
+    notes.extend(unfinished.finish(&destination)?);
     Ok(RestoreOutcome {
         recovery: outcome(&route, &summary),
         summary,
-        data_directory: target.path,
+        data_directory: destination.path,
         written_bytes,
         notes,
     })
@@ -170,14 +184,23 @@ struct Run<'a> {
     cluster: &'a str,
     summary: &'a BackupSummary,
     manifest: &'a ManifestReader,
-    target: &'a Target,
+    destination: &'a Destination,
+    tree: &'a Tree,
     settings: settings::Settings<'a>,
     requirements: &'a Requirements,
-    file_systems: FileSystems,
+    reserved_timelines: &'a [TimelineId],
+    made_by_replay: &'a ReplayedTablespaces,
     observe: Observer<'a>,
 }
 
 impl Run<'_> {
+    /// Writes the control file under the name that it keeps until everything else is there.
+    fn write_control_file(&self, bytes: &[u8]) -> Result<()> {
+        let writer = self.tree.writer()?;
+        writer.make_directory(Path::new("global"))?;
+        writer.write(Path::new(UNFINISHED_CONTROL_FILE), bytes, 0o600)
+    }
+
     /// Writes every file of the manifest but those set aside; returns them, and the bytes written.
     fn write_files(&self, workers: usize) -> Result<(SetAside, u64)> {
         let written = AtomicU64::new(0);
@@ -185,8 +208,11 @@ impl Run<'_> {
         let (jobs, work) = bounded(workers);
         let (finished, ended) = bounded::<()>(0);
         let store = self.store.as_ref();
+        let files = OpenFiles::default();
         let worker = Worker {
             store,
+            tree: self.tree,
+            files: &files,
             observe: self.observe,
             written: &written,
             stopped: &stopped,
@@ -198,7 +224,7 @@ impl Run<'_> {
                 &self.summary.id,
                 self.manifest.sources(),
             );
-            let planner = Planner::new(self.target, packs, jobs, self.observe);
+            let planner = Planner::new(self.tree, self.summary.major, packs, jobs, self.observe);
             let planner = scope.spawn(move || planner.run(self.manifest));
             let workers: Vec<_> = (0..workers)
                 .map(|_| {
@@ -207,7 +233,7 @@ impl Run<'_> {
                 })
                 .collect();
             drop(work);
-            let syncer = scope.spawn(|| keep_syncing(&self.file_systems, &written, &ended));
+            let syncer = scope.spawn(|| keep_syncing(self.tree, &written, &ended));
             let mut failure = None;
             for worker in workers {
                 // The first failure is the one to tell.
@@ -237,35 +263,51 @@ impl Run<'_> {
                 ),
             )
         })?;
-        target::write_durably(&self.target.place(Path::new("backup_label")), label)?;
+        let writer = self.tree.writer()?;
+        writer.write(Path::new("backup_label"), label, 0o600)?;
         if let Some(map) = &aside.tablespace_map
-            && let Some(map) = finish::tablespace_map(map, self.target)?
+            && let Some(map) = finish::tablespace_map(map, self.destination)?
         {
-            target::write_durably(&self.target.place(Path::new("tablespace_map")), &map)?;
+            writer.write(Path::new("tablespace_map"), &map, 0o600)?;
         }
-        let (adoption, mut notes) = finish::adopt_configuration(self.target, self.summary)?;
+        finish::reserve_timelines(&writer, self.reserved_timelines)?;
+        let (adoption, mut notes) =
+            finish::adopt_configuration(&writer, self.destination, aside, self.summary)?;
         let (raised, note) = requirements::settings_to_raise(self.requirements.settings, &adoption);
         notes.extend(note);
-        finish::write_recovery(self.target, &self.settings, &raised)?;
-        aside.set_directory_modes()?;
-        if rustix::process::geteuid().is_root() {
-            let owner = owner(&self.summary.owner);
-            let mut roots: Vec<&Path> = vec![&self.target.path];
-            roots.extend(
-                self.target
-                    .tablespaces
-                    .values()
-                    .map(|tablespace| tablespace.place.as_path()),
-            );
-            finish::give_to(owner, &roots)?;
-            aside.set_other_owners()?;
-            if owner.0 == 0 {
-                notes.push("Its files belong to root, as in the backup, and PostgreSQL does not run as root: chown them first.".to_owned());
-            }
+        finish::write_recovery(&writer, &self.settings, &raised)?;
+        for (place, mode) in &aside.directories {
+            writer.set_directory_mode(place, *mode)?;
         }
+        self.made_by_replay.make_inside(&writer)?;
+        finish::make_links(&writer, self.destination, aside)?;
+        drop(writer);
+        notes.extend(self.notes(aside));
         (self.observe)(Event::Phase(Phase::Syncing));
-        self.file_systems.sync()?;
+        self.tree.sync_file_systems()?;
         Ok(notes)
+    }
+
+    /// What became of entries of the manifest, where it is not what the backup had.
+    fn notes(&self, aside: &SetAside) -> Vec<String> {
+        let mut notes = Vec::new();
+        if let Some(user) = &self.destination.user {
+            notes.push(format!("Everything in it belongs to {}.", user.describe()));
+        }
+        if let Some(others) = aside.others.describe() {
+            notes.push(format!(
+                "Files of other users belong to the server's user now, with mode 0600: {others}."
+            ));
+        }
+        if let Some(left_out) = aside.left_out.describe() {
+            notes.push(format!("Not restored: {left_out}."));
+        }
+        if let Some(links) = aside.links_in_words() {
+            notes.push(format!(
+                "Links are as they were, whatever they lead to on this host: {links}."
+            ));
+        }
+        notes
     }
 }
 
@@ -371,8 +413,8 @@ pub(crate) fn control_file(manifest: &ManifestReader, summary: &BackupSummary) -
     })
 }
 
-fn check_space(target: &Target, summary: &BackupSummary) -> Result<()> {
-    let place = target
+fn check_space(destination: &Destination, summary: &BackupSummary) -> Result<()> {
+    let place = destination
         .path
         .ancestors()
         .find(|place| place.exists())
@@ -381,9 +423,13 @@ fn check_space(target: &Target, summary: &BackupSummary) -> Result<()> {
         return Ok(());
     };
     let free = space.f_bavail * space.f_frsize;
-    let needed = summary.size_bytes + summary.wal.count * summary.wal.segment_size_bytes;
+    let wal = summary
+        .wal
+        .count
+        .saturating_mul(summary.wal.segment_size_bytes);
+    let needed = summary.size_bytes.saturating_add(wal);
     // Tablespaces may go elsewhere, and holes take no room, so only the clear case is refused.
-    if target.tablespaces.is_empty() && free < needed / 8 {
+    if destination.tablespaces.is_empty() && free < needed / 8 {
         return Err(Error::failed(format!(
             "not enough room in \"{}\": {needed} bytes are to be written and {free} are free",
             place.display()
@@ -402,11 +448,7 @@ fn default_workers(location: &RepositoryUrl) -> usize {
 }
 
 /// Syncs the target's file system whenever enough has been written, until the workers have ended.
-fn keep_syncing(
-    file_systems: &FileSystems,
-    written: &AtomicU64,
-    ended: &Receiver<()>,
-) -> Result<()> {
+fn keep_syncing(tree: &Tree, written: &AtomicU64, ended: &Receiver<()>) -> Result<()> {
     let mut synced = 0;
     loop {
         match ended.recv_deadline(Instant::now() + Duration::from_millis(50)) {
@@ -415,24 +457,19 @@ fn keep_syncing(
         }
         let now = written.load(Ordering::Relaxed);
         if now - synced >= SYNC_EVERY_BYTES {
-            file_systems.sync()?;
+            tree.sync_file_systems()?;
             synced = now;
         }
     }
 }
 
-/// Who is to own what root restores: the user of that name here, else the number it had.
-fn owner(stored: &Owner) -> (u32, u32) {
-    let here = |file: &str, name: &Option<String>| {
-        let name = name.as_deref()?;
-        let lines = std::fs::read_to_string(file).ok()?;
-        let line = lines
-            .lines()
-            .find(|line| line.split(':').next() == Some(name))?;
-        line.split(':').nth(2)?.parse().ok()
-    };
-    (
-        here("/etc/passwd", &stored.user).unwrap_or(stored.uid),
-        here("/etc/group", &stored.group).unwrap_or(stored.gid),
-    )
+/// An operation on a file of the destination that failed.
+fn could_not(what: &str, path: &Path, source: io::Error) -> Error {
+    let full = source.kind() == io::ErrorKind::StorageFull;
+    let error = Error::failed(format!("could not {what} \"{}\"", path.display())).because(source);
+    if full {
+        error.hint("Free some space or restore elsewhere; the next restore clears away what this one left.")
+    } else {
+        error
+    }
 }

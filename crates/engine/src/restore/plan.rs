@@ -1,22 +1,20 @@
 //! The planner of a restore reads the manifest as a stream, makes directories and links, and hands out frames in the order
 //! in which they lie in their packs.
 
-use std::collections::HashSet;
-use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crossbeam_channel::Sender;
 use leeward_postgres::data_directory::path_from_bytes;
-use leeward_repository::file_path::Root;
 use leeward_repository::manifest::{
     Content, Entry, FileKind, FileRecord, ManifestReader, Run, WalRecord,
 };
 
 use super::apply::{FrameUse, Job, Placement, TargetFile};
-use super::target::{Target, could_not, make_directory};
+use super::finish::check_wal_name;
+use super::tree::Tree;
+use crate::admission::{Admission, Several, admit};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer};
 use crate::frames::{Pack, Packs};
@@ -24,41 +22,79 @@ use crate::frames::{Pack, Packs};
 /// Stored bytes that one worker fetches at a time: enough to make a store's answer worth its delay.
 const JOB_BYTES: u64 = 4 << 20;
 
+/// More links of its own no data directory has; they are kept until the end.
+const LINKS_LIMIT: usize = 100_000;
+
+/// Checks every name in the manifest, so that one with impossible names is refused before anything is written.
+///
+/// # Errors
+/// [`ErrorKind::Damaged`] naming the first.
+pub(super) fn check_names(manifest: &ManifestReader, major: u32) -> Result<()> {
+    for entry in manifest.entries() {
+        match entry? {
+            Entry::File(record) => drop(admit(&record, major)?),
+            Entry::Wal(record) => check_wal_name(&record)?,
+        }
+    }
+    Ok(())
+}
+
 /// What is not written by the workers, because something is still to be done with it.
 #[derive(Debug, Default)]
 pub(super) struct SetAside {
     pub backup_label: Option<Vec<u8>>,
     pub tablespace_map: Option<Vec<u8>>,
     pub wal: Vec<WalRecord>,
+    /// Symbolic links but those of tablespaces, with where they lead: made when everything else is there.
+    pub links: Vec<(PathBuf, PathBuf)>,
     /// Directories whose mode is set when everything in them is written.
-    directories: Vec<(PathBuf, u32)>,
-    /// What belonged to somebody other than the data directory's owner.
-    owners: Vec<(PathBuf, (u32, u32))>,
+    pub directories: Vec<(PathBuf, u32)>,
+    /// Files that belonged to another user.
+    pub others: Several,
+    /// What is not restored.
+    pub left_out: Several,
+}
+
+impl SetAside {
+    /// The links in words; `None` when there are none.
+    pub(super) fn links_in_words(&self) -> Option<String> {
+        let mut links = Several::default();
+        for (place, target) in &self.links {
+            links.add(format!(
+                "\"{}\" to \"{}\"",
+                place.display(),
+                target.display()
+            ));
+        }
+        links.describe()
+    }
 }
 
 pub(super) struct Planner<'a> {
-    pub target: &'a Target,
+    pub tree: &'a Tree,
+    /// The backup's major version of PostgreSQL.
+    pub major: u32,
     pub packs: Packs<'a>,
     pub jobs: Sender<Job>,
     pub observe: Observer<'a>,
-    made: HashSet<PathBuf>,
     job: Option<Job>,
     aside: SetAside,
 }
 
 impl<'a> Planner<'a> {
     pub(super) fn new(
-        target: &'a Target,
+        tree: &'a Tree,
+        major: u32,
         packs: Packs<'a>,
         jobs: Sender<Job>,
         observe: Observer<'a>,
     ) -> Self {
         Self {
-            target,
+            tree,
+            major,
             packs,
             jobs,
             observe,
-            made: HashSet::new(),
             job: None,
             aside: SetAside::default(),
         }
@@ -82,57 +118,52 @@ impl<'a> Planner<'a> {
     }
 
     fn file(&mut self, record: FileRecord) -> Result<Option<()>> {
-        if !record.path.is_safe() {
-            return Err(Error::new(
-                ErrorKind::Damaged,
-                format!(
-                    "the manifest names a file outside the data directory: \"{}\"",
-                    record.path
-                ),
-            ));
-        }
-        let relative = match record.path.root {
-            Root::DataDirectory => path_from_bytes(&record.path.path),
-            Root::Configuration => {
-                Path::new(crate::configuration::FOLDER).join(path_from_bytes(&record.path.path))
+        let place = match admit(&record, self.major)? {
+            Admission::Place(place) => place,
+            Admission::LeftOut(path, reason) => {
+                let left_out = format!("\"{}\" ({reason})", path.display());
+                self.aside.left_out.add(left_out);
+                return Ok(Some(()));
             }
         };
-        let place = self.target.place(&relative);
-        if let Some(owner) = record.owner {
-            self.aside.owners.push((place.clone(), owner));
-        }
+        let is_others = record.owner.is_some();
         match record.kind {
             FileKind::Directory => {
                 self.directory(&place)?;
-                self.aside.directories.push((place, record.mode));
+                // The server's user has all rights, and nobody has more than permission bits.
+                let mode = record.mode & if is_others { 0o700 } else { 0o777 } | 0o700;
+                if mode != 0o700 {
+                    self.aside.directories.push((place, mode));
+                }
             }
-            FileKind::Symlink { target } => {
-                self.link(&relative, &place, &path_from_bytes(&target))?
-            }
+            FileKind::Symlink { target } => self.link(place, path_from_bytes(&target))?,
             FileKind::File {
                 content: Content::Inline(bytes),
                 ..
-            } => match relative.as_os_str().as_bytes() {
+            } => match place.as_os_str().as_bytes() {
                 // Already there under the name that marks an unfinished restore.
                 b"global/pg_control" => {}
                 b"backup_label" => self.aside.backup_label = Some(bytes),
                 b"tablespace_map" => self.aside.tablespace_map = Some(bytes),
                 _ => {
-                    self.parent(&place)?;
-                    super::target::write_durably(&place, &bytes)?;
+                    let mode = self.mode(&place, record.mode, is_others);
+                    let writer = self.tree.writer()?;
+                    writer.make_directory(place.parent().unwrap_or(Path::new("")))?;
+                    writer.write(&place, &bytes, mode)?;
                 }
             },
             FileKind::File {
                 size,
                 content: Content::Runs(runs),
             } => {
-                self.parent(&place)?;
-                let file = Arc::new(TargetFile::new(place, size, record.mode, runs.len()));
-                if runs.is_empty() {
-                    file.create()?;
-                }
+                let mode = self.mode(&place, record.mode, is_others);
+                self.directory(place.parent().unwrap_or(Path::new("")))?;
                 if runs.len() > 1 {
-                    (self.observe)(Event::At(&relative.to_string_lossy()));
+                    (self.observe)(Event::At(&place.to_string_lossy()));
+                }
+                let file = Arc::new(TargetFile::new(place, size, mode, runs.len()));
+                if runs.is_empty() {
+                    file.create(&self.tree.writer()?)?;
                 }
                 for run in runs {
                     if self.place(&file, run)?.is_none() {
@@ -144,28 +175,37 @@ impl<'a> Planner<'a> {
         Ok(Some(()))
     }
 
-    fn link(&mut self, relative: &Path, place: &Path, target: &Path) -> Result<()> {
-        if relative.parent() == Some(Path::new("pg_tblspc")) {
-            // Made with the target, where it leads to the tablespace's new place.
-            return Ok(());
+    /// The mode that a file gets: permission bits only. A file that was another user's is now the server's user's alone:
+    /// the server refuses a key of its own that others may read (`check_ssl_key_file_permissions` in
+    /// src/backend/libpq/be-secure-common.c), and takes one of root's.
+    fn mode(&mut self, place: &Path, stored: u32, is_others: bool) -> u32 {
+        if is_others {
+            self.aside.others.add(format!("\"{}\"", place.display()));
+            return 0o600;
         }
-        self.parent(place)?;
-        std::os::unix::fs::symlink(target, place).map_err(|e| could_not("link", place, e))
+        stored & 0o777
     }
 
-    fn parent(&mut self, place: &Path) -> Result<()> {
-        match place.parent() {
-            Some(parent) => self.directory(parent),
-            None => Ok(()),
+    fn link(&mut self, place: PathBuf, target: PathBuf) -> Result<()> {
+        if place.parent() == Some(Path::new("pg_tblspc")) {
+            // A tablespace's, which leads to its new place.
+            return Ok(());
         }
+        if self.aside.links.len() == LINKS_LIMIT {
+            return Err(Error::new(
+                ErrorKind::Damaged,
+                format!("the manifest has more than {LINKS_LIMIT} links"),
+            ));
+        }
+        self.aside.links.push((place, target));
+        Ok(())
     }
 
     fn directory(&mut self, place: &Path) -> Result<()> {
-        if !self.made.contains(place) {
-            make_directory(place)?;
-            self.made.insert(place.to_owned());
+        if self.tree.has_directory(place) {
+            return Ok(());
         }
-        Ok(())
+        self.tree.writer()?.make_directory(place)
     }
 
     /// Adds one run to the job that is being put together; `None` when nobody listens any more.
@@ -223,23 +263,4 @@ fn continues(job: &Job, pack: &Arc<Pack>, frame: u32) -> bool {
     let within =
         || Some(pack.frame_end(frame).ok()? - pack.frame(first.frame).ok()?.offset <= JOB_BYTES);
     last.frame + 1 == frame && within() == Some(true)
-}
-
-impl SetAside {
-    /// Gives back what belonged to others; only root can.
-    pub(super) fn set_other_owners(&self) -> Result<()> {
-        self.owners.iter().try_for_each(|(path, (user, group))| {
-            std::os::unix::fs::lchown(path, Some(*user), Some(*group))
-                .map_err(|e| could_not("change the owner of", path, e))
-        })
-    }
-
-    /// Gives every directory the mode it had. A directory made by us has 0700.
-    pub(super) fn set_directory_modes(&self) -> Result<()> {
-        for (path, mode) in self.directories.iter().filter(|(_, mode)| *mode != 0o700) {
-            fs::set_permissions(path, fs::Permissions::from_mode(*mode))
-                .map_err(|e| could_not("set the mode of", path, e))?;
-        }
-        Ok(())
-    }
 }

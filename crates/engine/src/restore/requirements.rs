@@ -5,14 +5,16 @@
 //! (`create_tablespace_directories`, src/backend/commands/tablespace.c), so no prepared link leads it elsewhere. On the host of
 //! the live server that path is the live server's: nothing may be started that writes there.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use leeward_pgformat::RequiredSettings;
 use leeward_repository::backup_id::BackupId;
 
-use super::target::{make_private, occupied};
+use super::destination::{Destination, Place};
+use super::tree::Writer;
 use crate::configuration::Adoption;
 use crate::error::{Error, ErrorKind, Result};
 use crate::recovery::replay::{RequiredTablespace, Requirements};
@@ -27,21 +29,18 @@ const DEFAULTS: [(&str, u32); 5] = [
     ("max_locks_per_transaction", 64),
 ];
 
-/// Checks that every directory that replay will link is free here; returns those that have to be made. `mapped` are the
-/// places of tablespaces that were asked to lie elsewhere.
+/// Checks that no tablespace that replay creates was asked to lie elsewhere.
 ///
 /// # Errors
-/// [`ErrorKind::Refused`] where one is in use, [`ErrorKind::Usage`] where one was to lie elsewhere.
-pub(super) fn check_tablespaces(
+/// [`ErrorKind::Usage`] naming the first that was.
+pub(super) fn check_mapping(
     requirements: &Requirements,
     backup: &BackupRange,
     mapped: &[(PathBuf, PathBuf)],
-) -> Result<Vec<PathBuf>> {
-    let mut free = Vec::new();
+) -> Result<()> {
     for required in &requirements.tablespaces {
-        let location = PathBuf::from(OsStr::from_bytes(&required.location));
-        let way_out = way_out(required, backup);
-        if let Some((_, new)) = mapped.iter().find(|(old, _)| *old == location) {
+        let location = Path::new(OsStr::from_bytes(&required.location));
+        if let Some((_, new)) = mapped.iter().find(|(old, _)| old == location) {
             return Err(Error::new(
                 ErrorKind::Usage,
                 format!(
@@ -52,25 +51,82 @@ pub(super) fn check_tablespaces(
                     location.display()
                 ),
             )
-            .hint(way_out));
-        }
-        if let Some(found) = occupied(&location)? {
-            return Err(Error::new(
-                ErrorKind::Refused,
-                format!(
-                    "the restored server would write into \"{}\": replay of the record at {} creates tablespace {} there, and {found}",
-                    location.display(),
-                    required.record,
-                    required.tablespace.0
-                ),
-            )
-            .hint(way_out));
-        }
-        if !free.contains(&location) {
-            free.push(location);
+            .hint(way_out(required, backup)));
         }
     }
-    Ok(free)
+    Ok(())
+}
+
+/// Directories of tablespaces that replay creates, which the restored server needs and the backup does not have.
+#[derive(Debug, Default)]
+pub(super) struct ReplayedTablespaces {
+    /// In the data directory, relative to it.
+    inside: BTreeSet<PathBuf>,
+    /// Elsewhere: absolute, links resolved.
+    outside: BTreeSet<PathBuf>,
+}
+
+/// Checks that every directory that replay will link is free here; returns those that have to be made.
+///
+/// # Errors
+/// [`ErrorKind::Refused`] naming the first that is in use.
+pub(super) fn check_places(
+    requirements: &Requirements,
+    backup: &BackupRange,
+    destination: &Destination,
+) -> Result<ReplayedTablespaces> {
+    let mut places = ReplayedTablespaces::default();
+    for required in &requirements.tablespaces {
+        let location = Path::new(OsStr::from_bytes(&required.location));
+        match destination.place_replayed(location) {
+            Ok(Some(Place::Inside(path))) => {
+                places.inside.insert(path);
+            }
+            Ok(Some(Place::Outside { path, .. })) => {
+                places.outside.insert(path);
+            }
+            // A tablespace of the backup too, which the restore makes.
+            Ok(None) => {}
+            Err(e) if e.kind() == ErrorKind::Refused => {
+                return Err(Error::new(
+                    ErrorKind::Refused,
+                    format!(
+                        "the restored server would write into \"{}\": replay of the record at {} creates tablespace {} there",
+                        location.display(),
+                        required.record,
+                        required.tablespace.0
+                    ),
+                )
+                .because(e)
+                .hint(way_out(required, backup)));
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(places)
+}
+
+impl ReplayedTablespaces {
+    /// Makes the directories outside the data directory; returns what to say of them.
+    pub(super) fn make(&self, destination: &Destination) -> Result<Vec<String>> {
+        self.outside
+            .iter()
+            .map(|path| {
+                destination.make_replayed(path)?;
+                Ok(format!(
+                    "\"{}\" is made for a tablespace that replay creates there.",
+                    path.display()
+                ))
+            })
+            .collect()
+    }
+
+    /// Makes the directories in the data directory.
+    pub(super) fn make_inside(&self, writer: &Writer<'_>) -> Result<()> {
+        self.inside
+            .iter()
+            .try_for_each(|path| writer.make_directory(path))
+    }
 }
 
 /// How to restore without the record that creates a tablespace.
@@ -84,19 +140,6 @@ fn way_out(required: &RequiredTablespace, backup: &BackupRange) -> String {
         "Restore where that directory is absent or empty, or a backup that was begun later."
             .to_owned()
     }
-}
-
-/// Makes the directories that replay will link; returns what to say of them.
-pub(super) fn make_tablespaces(free: &[PathBuf]) -> Result<Vec<String>> {
-    free.iter()
-        .map(|location| {
-            make_private(location)?;
-            Ok(format!(
-                "\"{}\" is made for a tablespace that replay creates there.",
-                location.display()
-            ))
-        })
-        .collect()
 }
 
 /// The settings that have to be higher than they are configured, with the value that is needed; and what to say of them.
