@@ -4,13 +4,14 @@
 mod survey;
 
 use std::cell::RefCell;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use leeward_postgres::data_directory::path_from_bytes;
+use leeward_postgres::directory::Directory;
 use leeward_postgres::known_faults::recovery_warning;
 use leeward_repository::catalog::Cluster;
 use leeward_repository::file_path::Root;
@@ -19,6 +20,8 @@ use leeward_repository::manifest::{
 };
 use leeward_repository::store::Store;
 use leeward_repository::summary::BackupSummary;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use tar::{Builder, EntryType, Header};
 
 use crate::configuration::{AUTO, Adoption, Files, adopt_for};
@@ -26,7 +29,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer, Phase};
 use crate::recovery::choose::own_requirements;
 use crate::repository;
-use crate::restore::finish::read_wal;
+use crate::restore::finish::{check_wal_name, read_wal};
 use crate::restore::requirements::settings_to_raise;
 use crate::restore::settings;
 use crate::restore::{control_file, open_manifest, required_settings};
@@ -74,10 +77,12 @@ pub fn export(
     let cluster = repository::open(store, cluster)?;
     let summary = cluster.resolve(backup)?;
     let manifest = open_manifest(store, &cluster, &summary)?;
-    let survey = Survey::of(&manifest)?;
+    let survey = Survey::of(&manifest, summary.major)?;
     let adoption = adopted(store, &cluster, &summary, &manifest, &survey)?;
     let caution = recovery_warning(&summary.postgres_version);
-    for note in adoption.notes.iter().chain(&caution) {
+    let left_out = survey.left_out.describe();
+    let left_out = left_out.map(|names| format!("Not in the archive: {names}."));
+    for note in adoption.notes.iter().chain(&caution).chain(&left_out) {
         observe(Event::Notice(note.clone()));
     }
     observe(Event::Phase(Phase::Exporting));
@@ -100,22 +105,22 @@ pub fn export(
             Vec::new()
         }
         ExportTo::Directory(folder) => {
-            std::fs::create_dir_all(folder).map_err(|e| {
-                Error::failed(format!("could not make directory \"{}\"", folder.display()))
-                    .because(e)
-            })?;
-            let (data, mut data_archive) = new_archive(folder, "data.tar.zst")?;
-            let (wal, mut wal_archive) = new_archive(folder, "wal.tar.zst")?;
+            let folder = open_folder(folder)?;
+            let (data, mut data_archive) = new_archive(&folder, "data.tar.zst")?;
+            let (wal, mut wal_archive) = new_archive(&folder, "wal.tar.zst")?;
             let records = export.data(&mut data_archive)?;
             export.wal(&mut wal_archive, &records)?;
-            for (archive, (partial, place)) in [(data_archive, &data), (wal_archive, &wal)] {
+            for (archive, names) in [(data_archive, &data), (wal_archive, &wal)] {
                 finish(archive)?.sync_all().map_err(unwritable)?;
-                std::fs::rename(partial, place).map_err(unwritable)?;
+                let (partial, name) = (OsStr::new(&names.partial), OsStr::new(names.name));
+                let moved = folder.directory.move_to(partial, &folder.directory, name);
+                moved.map_err(|e| match e.kind() {
+                    io::ErrorKind::AlreadyExists => folder.taken(names.name),
+                    _ => unwritable(e),
+                })?;
             }
-            File::open(folder)
-                .and_then(|folder| folder.sync_all())
-                .map_err(unwritable)?;
-            vec![data.1, wal.1]
+            folder.directory.sync().map_err(unwritable)?;
+            [data, wal].map(|names| folder.path.join(names.name)).into()
         }
     };
     Ok(ExportOutcome { summary, files })
@@ -167,20 +172,72 @@ fn adopted(
     Ok(adoption)
 }
 
-/// A new archive under a name that says it is not whole yet, and the name it will have.
-fn new_archive(folder: &Path, name: &str) -> Result<((PathBuf, PathBuf), Archive<File>)> {
-    let (partial, place) = (folder.join(format!("{name}.partial")), folder.join(name));
-    if place.exists() {
-        return Err(Error::new(
+/// The directory that archives are written into.
+struct Folder {
+    directory: Directory,
+    path: PathBuf,
+}
+
+impl Folder {
+    fn taken(&self, name: &str) -> Error {
+        Error::new(
             ErrorKind::Refused,
-            format!("\"{}\" exists already", place.display()),
+            format!("\"{}\" exists already", self.path.join(name).display()),
         )
-        .hint("Move it away or export into another directory."));
+        .hint("Move it away or export into another directory.")
     }
-    let file = File::create(&partial).map_err(|e| {
-        Error::failed(format!("could not create \"{}\"", partial.display())).because(e)
-    })?;
-    Ok(((partial, place), archive(file)?))
+}
+
+/// Opens the directory, made if need be.
+fn open_folder(path: &Path) -> Result<Folder> {
+    let failed = |what: &str, e| {
+        Error::failed(format!("could not {what} directory \"{}\"", path.display())).because(e)
+    };
+    std::fs::create_dir_all(path).map_err(|e| failed("make", e))?;
+    let opened = std::fs::canonicalize(path).and_then(|path| {
+        let directory = Directory::open(&path)?;
+        Ok(Folder { directory, path })
+    });
+    opened.map_err(|e| failed("open", e))
+}
+
+/// The names of an archive.
+struct ArchiveNames {
+    name: &'static str,
+    /// Until it is whole.
+    partial: String,
+}
+
+/// A new archive under a name that says it is not whole yet, for its owner alone, as the database is. What an
+/// interrupted export left under that name is removed.
+fn new_archive(folder: &Folder, name: &'static str) -> Result<(ArchiveNames, Archive<File>)> {
+    let names = ArchiveNames {
+        name,
+        partial: format!("{name}.partial"),
+    };
+    let (directory, partial) = (&folder.directory, OsStr::new(&names.partial));
+    let path = folder.path.join(partial);
+    let failed =
+        |e: io::Error| Error::failed(format!("could not create \"{}\"", path.display())).because(e);
+    if directory.look(OsStr::new(name)).map_err(failed)?.is_some() {
+        return Err(folder.taken(name));
+    }
+    let lock = |file: &File| match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => Err(Error::new(
+            ErrorKind::Refused,
+            format!("another export writes \"{}\"", path.display()),
+        )
+        .hint("Wait for its end or export into another directory.")),
+        locked => locked.map_err(|e| failed(e.into())),
+    };
+    if directory.look(partial).map_err(failed)?.is_some() {
+        lock(&directory.open_to_write(partial).map_err(failed)?)?;
+        directory.remove_file(partial).map_err(failed)?;
+    }
+    let file = directory.create(partial, 0o600).map_err(failed)?;
+    lock(&file)?;
+    let archive = archive(file)?;
+    Ok((names, archive))
 }
 
 fn archive<W: Write>(to: W) -> Result<Archive<W>> {
@@ -250,7 +307,7 @@ impl Export<'_> {
                 }
                 Entry::File(record) => record,
             };
-            let Some(place) = self.place(&record) else {
+            let Some(place) = self.place(&record)? else {
                 continue;
             };
             let (size, runs) = match &record.kind {
@@ -283,14 +340,16 @@ impl Export<'_> {
     }
 
     /// Where a file lies in the archive; `None` when it is not in it, or not with the bytes it had.
-    fn place(&self, record: &FileRecord) -> Option<PathBuf> {
-        let place = self.survey.place(record);
+    fn place(&self, record: &FileRecord) -> Result<Option<PathBuf>> {
+        let Some(place) = self.survey.place(record)? else {
+            return Ok(None);
+        };
         let place = self.adoption.moved.get(&place).unwrap_or(&place);
         // Tablespaces lie inside, so there is no place to map.
         let left_out = place == Path::new("tablespace_map")
             || self.adoption.files.contains_key(place)
             || self.survey.is_second_sight(record);
-        (!left_out).then(|| place.clone())
+        Ok((!left_out).then(|| place.clone()))
     }
 
     fn write<W: Write>(
@@ -326,13 +385,7 @@ impl Export<'_> {
             }
         }
         for (place, bytes) in &self.adoption.files {
-            let mode = self.survey.mode(place).unwrap_or(0o600);
-            let header = self.header(
-                EntryType::Regular,
-                mode,
-                bytes.len() as u64,
-                self.finished(),
-            );
+            let header = self.header(EntryType::Regular, bytes.len() as u64, self.finished());
             append(archive, header, place, bytes.as_slice())?;
         }
         match control_file {
@@ -354,12 +407,12 @@ impl Export<'_> {
         items: &Receiver<Item>,
         archive: &mut Archive<W>,
     ) -> Result<()> {
-        let header = |kind, size| self.header(kind, record.mode, size, record.mtime);
+        let header = |kind, size| self.header(kind, size, record.mtime);
         match &record.kind {
             FileKind::Directory => {
                 append(archive, header(EntryType::Directory, 0), path, io::empty())
             }
-            FileKind::Symlink { target } => self.link(record, path, target, archive),
+            FileKind::Symlink { .. } => self.link(record, path, archive),
             FileKind::File {
                 content: Content::Inline(bytes),
                 ..
@@ -388,32 +441,29 @@ impl Export<'_> {
         }
     }
 
-    /// A linked tablespace becomes a directory beside the others and a relative link to it.
+    /// A linked tablespace becomes a directory beside the others and a relative link to it. There are no other links.
     fn link<W: Write>(
         &self,
         record: &FileRecord,
         path: &Path,
-        target: &[u8],
         archive: &mut Archive<W>,
     ) -> Result<()> {
-        let mut link = self.header(EntryType::Symlink, 0o777, 0, record.mtime);
-        let to = match path.strip_prefix("pg_tblspc") {
-            Ok(oid) => {
-                let inside = Path::new(TABLESPACES).join(oid);
-                self.directory(archive, &inside)?;
-                Path::new("..").join(inside)
-            }
-            Err(_) => path_from_bytes(target),
-        };
-        archive.append_link(&mut link, path, to).map_err(unwritable)
+        let oid = path.file_name().unwrap_or_default();
+        let inside = Path::new(TABLESPACES).join(oid);
+        self.directory(archive, &inside)?;
+        let mut link = self.header(EntryType::Symlink, 0, record.mtime);
+        archive
+            .append_link(&mut link, path, Path::new("..").join(inside))
+            .map_err(unwritable)
     }
 
     fn wal<W: Write>(&self, archive: &mut Archive<W>, records: &[WalRecord]) -> Result<()> {
         self.directory(archive, Path::new("pg_wal"))?;
         self.directory(archive, Path::new("pg_wal/archive_status"))?;
         for record in records {
+            check_wal_name(record)?;
             let length = record.plain_length;
-            let header = self.header(EntryType::Regular, 0o600, length, self.finished());
+            let header = self.header(EntryType::Regular, length, self.finished());
             // The header alone: its bytes follow as they are decompressed, never all of them in memory.
             let path = Path::new("pg_wal").join(&record.name);
             append(archive, header, &path, io::empty())?;
@@ -426,7 +476,7 @@ impl Export<'_> {
     }
 
     fn directory<W: Write>(&self, archive: &mut Archive<W>, path: &Path) -> Result<()> {
-        let header = self.header(EntryType::Directory, 0o700, 0, self.finished());
+        let header = self.header(EntryType::Directory, 0, self.finished());
         append(archive, header, path, io::empty())
     }
 
@@ -436,12 +486,17 @@ impl Export<'_> {
         time.map_or(0, jiff::Timestamp::as_second)
     }
 
-    /// Everything belongs to the owner of the data directory that was backed up, by name where `tar` finds it.
-    fn header(&self, kind: EntryType, mode: u32, size: u64, mtime: i64) -> Header {
+    /// Everything belongs to the owner of the data directory that was backed up, by name where `tar` finds it, and to
+    /// nobody else.
+    fn header(&self, kind: EntryType, size: u64, mtime: i64) -> Header {
         let owner = &self.summary.owner;
         let mut header = Header::new_gnu();
         header.set_entry_type(kind);
-        header.set_mode(mode);
+        header.set_mode(match kind {
+            EntryType::Directory => 0o700,
+            EntryType::Symlink => 0o777,
+            _ => 0o600,
+        });
         header.set_size(size);
         header.set_mtime(mtime.max(0) as u64);
         header.set_uid(u64::from(owner.uid));

@@ -15,7 +15,8 @@ use leeward_repository::manifest::{Content, Entry, FileKind, FileRecord, Manifes
 use leeward_repository::store::Store;
 use leeward_repository::summary::BackupSummary;
 
-use crate::configuration::{FOLDER, Files};
+use crate::admission::{Admission, Several, admit};
+use crate::configuration::{CONFIGURATION_BYTES_LIMIT, Files};
 use crate::error::{Error, ErrorKind, Result};
 use crate::frames::{Packs, decode};
 
@@ -35,11 +36,18 @@ pub(super) struct Survey {
     folders: BTreeSet<PathBuf>,
     /// Directories of the archive that have no record of their own.
     pub(super) parents: BTreeSet<PathBuf>,
+    /// What is not in the archive.
+    pub(super) left_out: Several,
+    /// The backup's major version of PostgreSQL.
+    major: u32,
 }
 
 impl Survey {
-    pub(super) fn of(manifest: &ManifestReader) -> Result<Self> {
-        let mut survey = Self::default();
+    pub(super) fn of(manifest: &ManifestReader, major: u32) -> Result<Self> {
+        let mut survey = Self {
+            major,
+            ..Self::default()
+        };
         for entry in manifest.entries() {
             if let Entry::File(record) = entry? {
                 survey.note(record)?;
@@ -49,16 +57,14 @@ impl Survey {
     }
 
     fn note(&mut self, record: FileRecord) -> Result<()> {
-        if !record.path.is_safe() {
-            return Err(Error::new(
-                ErrorKind::Damaged,
-                format!(
-                    "the manifest names a file outside the data directory: \"{}\"",
-                    record.path
-                ),
-            ));
-        }
-        let path = path_from_bytes(&record.path.path);
+        let path = match admitted(&record, self.major)? {
+            Admission::Place(path) => path,
+            Admission::LeftOut(path, reason) => {
+                self.left_out
+                    .add(format!("\"{}\" ({reason})", path.display()));
+                return Ok(());
+            }
+        };
         let outside = record.path.root == Root::Configuration;
         if !outside && path.parent() == Some(Path::new("pg_tblspc")) {
             if let (FileKind::Symlink { target }, Some(name)) = (&record.kind, path.file_name()) {
@@ -74,7 +80,7 @@ impl Survey {
         if !outside && is_of_the_server(&path) {
             return Ok(());
         }
-        let place = self.place(&record);
+        let place = self.place_of(&path);
         if outside {
             let parents = place.ancestors().skip(1);
             self.parents.extend(
@@ -95,12 +101,15 @@ impl Survey {
         Ok(())
     }
 
-    /// Where a file lies in the archive.
-    pub(super) fn place(&self, record: &FileRecord) -> PathBuf {
-        let path = path_from_bytes(&record.path.path);
-        if record.path.root == Root::Configuration {
-            return Path::new(FOLDER).join(path);
-        }
+    /// Where a file lies in the archive; `None` when it is left out.
+    pub(super) fn place(&self, record: &FileRecord) -> Result<Option<PathBuf>> {
+        Ok(match admitted(record, self.major)? {
+            Admission::Place(path) => Some(self.place_of(&path)),
+            Admission::LeftOut(..) => None,
+        })
+    }
+
+    fn place_of(&self, path: &Path) -> PathBuf {
         let mut parts = path.components();
         match (parts.next(), parts.next(), parts.as_path()) {
             (Some(first), Some(name), rest)
@@ -110,7 +119,7 @@ impl Survey {
             {
                 Path::new(TABLESPACES).join(name).join(rest)
             }
-            _ => path,
+            _ => path.to_owned(),
         }
     }
 
@@ -120,11 +129,20 @@ impl Survey {
         record.path.root == Root::DataDirectory
             && self.inside.iter().any(|place| path.starts_with(place))
     }
+}
 
-    /// The mode that a file had.
-    pub(super) fn mode(&self, place: &Path) -> Option<u32> {
-        self.files.get(place).map(|record| record.mode)
-    }
+/// What an archive takes of a manifest: no links but those of tablespaces, since what they lead to is not known where
+/// the archive is extracted.
+fn admitted(record: &FileRecord, major: u32) -> Result<Admission> {
+    Ok(match admit(record, major)? {
+        Admission::Place(path)
+            if matches!(record.kind, FileKind::Symlink { .. })
+                && path.parent() != Some(Path::new("pg_tblspc")) =>
+        {
+            Admission::LeftOut(path, "a link".to_owned())
+        }
+        admission => admission,
+    })
 }
 
 /// The directories that hold nothing that is a person's.
@@ -187,6 +205,15 @@ pub(super) struct InBackup<'a> {
 impl Files for InBackup<'_> {
     fn read(&self, path: &Path) -> Result<Option<Vec<u8>>> {
         match self.survey.files.get(path).map(|record| &record.kind) {
+            Some(FileKind::File { size, .. }) if *size > CONFIGURATION_BYTES_LIMIT => {
+                Err(Error::new(
+                    ErrorKind::Damaged,
+                    format!(
+                        "\"{}\" is read for its settings and has {size} bytes",
+                        path.display()
+                    ),
+                ))
+            }
             Some(FileKind::File {
                 content: Content::Inline(bytes),
                 ..
