@@ -155,6 +155,27 @@ impl Drop for Acting {
     }
 }
 
+/// Whether this process can act as a user of this number. In a user namespace root may be one user under another name,
+/// with the rights of that user alone.
+#[must_use]
+pub fn is_mapped(uid: u32) -> bool {
+    // Without the file there are no namespaces.
+    fs::read_to_string("/proc/self/uid_map").map_or(true, |map| is_in(&map, uid))
+}
+
+/// Looks into the text of `/proc/self/uid_map`: for each range its first number here, outside, and how many.
+fn is_in(map: &str, uid: u32) -> bool {
+    map.lines().any(|line| {
+        let mut fields = line.split_whitespace().map(str::parse::<u32>);
+        match (fields.next(), fields.nth(1)) {
+            (Some(Ok(first)), Some(Ok(count))) => {
+                uid.checked_sub(first).is_some_and(|at| at < count)
+            }
+            _ => false,
+        }
+    })
+}
+
 /// Whether this thread is root's.
 #[must_use]
 pub fn is_root() -> bool {
@@ -199,6 +220,17 @@ mod tests {
                 groups: Vec::new(),
             }
         );
+    }
+
+    #[test]
+    fn a_namespace_has_its_users() {
+        let whole = "         0          0 4294967295\n";
+        assert!(is_in(whole, 0) && is_in(whole, 112) && !is_in(whole, u32::MAX));
+        let one = "         0        112          1\n";
+        assert!(is_in(one, 0) && !is_in(one, 1) && !is_in(one, 112));
+        let rootless = "0 1000 1\n1 100000 65536\n";
+        assert!(is_in(rootless, 112) && is_in(rootless, 65_536) && !is_in(rootless, 65_537));
+        assert!(is_mapped(rustix::process::geteuid().as_raw()));
     }
 
     #[test]

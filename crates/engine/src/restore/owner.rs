@@ -6,7 +6,7 @@ use std::io::ErrorKind::PermissionDenied;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use leeward_postgres::server_user::{ServerUser, is_root};
+use leeward_postgres::server_user::{ServerUser, is_mapped, is_root};
 use leeward_repository::summary::Owner;
 use rustix::process::geteuid;
 
@@ -42,8 +42,9 @@ pub(super) fn choose(path: &Path, stored: &Owner) -> Result<Option<ServerUser>> 
     let user = named
         .and_then(ServerUser::by_name)
         .filter(|user| user.uid != 0);
-    if user.is_some() {
-        return Ok(user);
+    if let Some(user) = user {
+        // In a namespace of one user, root is that user: it can be nobody else, and gains nothing.
+        return Ok(is_mapped(user.uid).then_some(user));
     }
     let problem = match named {
         Some("root") => {
