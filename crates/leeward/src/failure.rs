@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use leeward_engine::error::{Error, ErrorKind};
 
 use crate::json;
+use crate::output::escaped;
 
 /// The exit code of a command that found stored data or pages damaged.
 pub const DAMAGED: u8 = 4;
@@ -79,12 +80,15 @@ impl Failure {
             ("error", strong)
         };
         // Nothing is left to do if standard error is closed.
-        let _ = writeln!(stderr, "{strong}{title}:{plain} {}", self.0);
+        let message = self.0.to_string();
+        let _ = writeln!(stderr, "{strong}{title}:{plain} {}", escaped(&message));
         for cause in self.causes() {
-            let _ = writeln!(stderr, "  because: {cause}");
+            let _ = writeln!(stderr, "  because: {}", escaped(&cause));
         }
         if let Some(hint) = self.0.advice() {
-            let _ = writeln!(stderr, "  hint: {hint}");
+            // A hint may list statements, each in its line.
+            let lines: Vec<_> = hint.split('\n').map(escaped).collect();
+            let _ = writeln!(stderr, "  hint: {}", lines.join("\n    "));
         }
         if as_json {
             json::print(&json::failure(

@@ -10,7 +10,22 @@ use crate::output;
 
 /// Prints one object.
 pub fn print(value: &Value) {
-    output::data(&format!("{value:#}\n"));
+    output::data(&format!("{}\n", text(value)));
+}
+
+/// The object's text. What could steer a terminal stands in strings only, and is written there as JSON may write it.
+fn text(value: &Value) -> String {
+    let plain = format!("{value:#}");
+    let mut text = String::with_capacity(plain.len());
+    for c in plain.chars() {
+        if c != '\n' && output::is_unsafe(c) {
+            // None of these lies beyond the first plane.
+            text.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            text.push(c);
+        }
+    }
+    text
 }
 
 /// A backup as `list`, `show`, `backup`, `restore` and `export` tell of it.
@@ -92,4 +107,20 @@ pub fn failure(
     hint: Option<&str>,
 ) -> Value {
     json!({ "error": { "kind": kind, "exit_code": exit_code, "message": message, "causes": causes, "hint": hint } })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_steer_a_terminal_comes_back_from_json() {
+        let value = json!({ "host": "a\u{1b}[2J\u{9b}31m\u{202e}b\n\u{20ac}", "lines": [1, 2] });
+        let text = text(&value);
+        assert!(
+            !text.chars().any(|c| c != '\n' && output::is_unsafe(c)),
+            "{text}"
+        );
+        assert_eq!(text.parse::<Value>().expect("JSON"), value);
+    }
 }

@@ -72,7 +72,7 @@ impl Progress {
             Event::Advanced(bytes) => self.advanced(bytes),
             Event::At(path) => {
                 if let Way::Bar(bar) = &self.way {
-                    bar.set_message(shortened(path));
+                    bar.set_message(shortened(&output::escaped(path)));
                 }
             }
         }
@@ -90,9 +90,10 @@ impl Progress {
         if self.quiet {
             return;
         }
+        let text = output::escaped(text);
         match &self.way {
-            Way::Bar(bar) => bar.suspend(|| output::say(text)),
-            Way::Lines | Way::Nothing => output::say(text),
+            Way::Bar(bar) => bar.suspend(|| output::say(&text)),
+            Way::Lines | Way::Nothing => output::say(&text),
         }
     }
 

@@ -1,5 +1,7 @@
 //! Tables that align, and lists of names and values.
 
+use crate::output::escaped;
+
 /// How a column is set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Align {
@@ -11,6 +13,10 @@ pub enum Align {
 
 /// Rows under a line of titles, two spaces apart.
 pub fn table(titles: &[(&str, Align)], rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| row.iter().map(|cell| escaped(cell).into_owned()).collect())
+        .collect();
     let width = |column: usize| {
         let cells = rows
             .iter()
@@ -36,7 +42,7 @@ pub fn table(titles: &[(&str, Align)], rows: &[Vec<String>]) -> String {
         text
     };
     let mut out = line(&mut titles.iter().map(|(title, _)| *title));
-    for row in rows {
+    for row in &rows {
         out.push_str(&line(&mut row.iter().map(String::as_str)));
     }
     out
@@ -50,7 +56,12 @@ pub fn facts(rows: &[(&str, String)]) -> String {
         .max()
         .unwrap_or(0);
     rows.iter()
-        .map(|(name, value)| format!("  {name:<width$}  {value}").trim_end().to_owned() + "\n")
+        .map(|(name, value)| {
+            format!("  {name:<width$}  {}", escaped(value))
+                .trim_end()
+                .to_owned()
+                + "\n"
+        })
         .collect()
 }
 
@@ -68,5 +79,15 @@ mod tests {
             table(&[("NAME", Align::Left), ("N", Align::Right)], &rows),
             "NAME    N\na       1\nlong  100\n"
         );
+    }
+
+    #[test]
+    fn cells_and_values_stay_in_their_places() {
+        let rows = vec![vec!["a\nb".to_owned(), "\u{1b}[2J".to_owned()]];
+        assert_eq!(
+            table(&[("NAME", Align::Left), ("N", Align::Left)], &rows),
+            "NAME  N\na\\nb  \\u{1b}[2J\n"
+        );
+        assert_eq!(facts(&[("host", "x\n  y".to_owned())]), "  host  x\\n  y\n");
     }
 }

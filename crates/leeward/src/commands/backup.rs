@@ -162,7 +162,8 @@ fn damage(files: &[DamagedFile]) -> String {
         "DAMAGED: {what} on the server. The backup stands and is marked; it holds everything as it is.\n"
     );
     for file in missing.iter().take(SHOWN as usize) {
-        text.push_str(&format!("  {}: the file is missing\n", file.path));
+        let path = output::escaped(&file.path);
+        text.push_str(&format!("  {path}: the file is missing\n"));
     }
     if let Some(more @ 1..) = (missing.len() as u64).checked_sub(SHOWN) {
         text.push_str(&format!("  and {more} more: see \"leeward show\"\n"));
@@ -173,7 +174,8 @@ fn damage(files: &[DamagedFile]) -> String {
             .map(move |(block, damage)| (file, block, damage))
     });
     for (file, block, damage) in blocks.take(SHOWN as usize) {
-        text.push_str(&format!("  {} block {block}: {damage}\n", file.path));
+        let path = output::escaped(&file.path);
+        text.push_str(&format!("  {path} block {block}: {damage}\n"));
     }
     if total > SHOWN {
         text.push_str(&format!(

@@ -27,7 +27,7 @@ pub fn run(global: &Global, config: &Config, frame: &Frame) -> Result<ExitCode, 
     }
     let tell = |event: Event<'_>| {
         if let Event::Notice(text) = event {
-            output::say(&text);
+            output::say(&output::escaped(&text));
         }
     };
     let store = config.store()?;

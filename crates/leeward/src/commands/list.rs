@@ -58,7 +58,8 @@ pub fn run(global: &Global, config: &Config) -> Result<ExitCode, Failure> {
         .iter()
         .flat_map(|cluster| &cluster.backups.unreadable)
     {
-        output::say(&format!("backup {id} cannot be read: {error}"));
+        let line = format!("backup {id} cannot be read: {error}");
+        output::say(&output::escaped(&line));
     }
     Ok(if damaged {
         ExitCode::from(DAMAGED)

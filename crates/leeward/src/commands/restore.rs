@@ -100,7 +100,7 @@ pub fn run(global: &Global, config: &Config, args: Restore) -> Result<ExitCode, 
             table::facts(&rows).trim_end()
         ));
         for note in &outcome.notes {
-            output::say(&format!("  note: {note}"));
+            output::say(&format!("  note: {}", output::escaped(note)));
         }
     }
     if global.json {

@@ -45,7 +45,7 @@ pub fn run(global: &Global, config: &Config, wal: Wal) -> Result<ExitCode, Failu
             };
             let tell = |event: Event<'_>| {
                 if let Event::Notice(text) = event {
-                    output::say(&text);
+                    output::say(&output::escaped(&text));
                 }
             };
             let open = || store.clone().map_or_else(|| config.store(), Ok);

@@ -32,7 +32,7 @@ pub fn run(global: &Global, config: &Config) -> Result<ExitCode, Failure> {
 type Row = (Vec<String>, bool);
 
 fn text(list: &WalList, colours: bool) -> String {
-    let mut out = format!("Cluster \"{}\"\n\n", list.cluster);
+    let mut out = format!("Cluster \"{}\"\n\n", output::escaped(&list.cluster));
     let mut rows: Vec<Row> = Vec::new();
     for timeline in &list.timelines {
         rows.extend(timeline_rows(timeline));
@@ -83,7 +83,8 @@ fn text(list: &WalList, colours: bool) -> String {
     } else {
         out.push_str("\nRecoverable\n");
         for window in &list.windows {
-            out.push_str(&format!("  {}\n", window_text(window)));
+            let line = window_text(window);
+            out.push_str(&format!("  {}\n", output::escaped(&line)));
         }
     }
     out
