@@ -133,6 +133,18 @@ fn servers(major: u32, root: &Root) {
         exit::DONE,
         &["\"notes\" is a link", "is not part of the backup"],
     );
+    // A configuration that others can write is not root's to follow, whoever wrote it.
+    let config = story.path("leeward.toml");
+    let settings = format!("[repository]\nurl = '{}'\n", text(&repository));
+    fs::write(&config, settings).expect("could not write the configuration");
+    for (owner, mode) in [(expected.0, "666"), (4_000_000_001, "644")] {
+        let config = text(&config);
+        root.shell(&format!("chown {owner} {config}; chmod {mode} {config}"));
+        let list = || root.leeward(&["list", "--config", config, "--pgdata", text(data)]);
+        let words = "others than root and the server's user can write";
+        root.follow(&list().expect(exit::USAGE, &[words]));
+        list().expect(exit::DONE, &[]);
+    }
     symlink(&secrets, data.join("base/99999")).expect("could not link");
     backup(&repository).expect(exit::FAILED, &["base/99999"]);
     fs::remove_file(data.join("base/99999")).expect("could not remove a link");

@@ -1,17 +1,22 @@
 //! The configuration: `/etc/leeward/leeward.toml`, then the stage's file beside it, then the environment, then flags.
 
+use std::fs::{File as OpenFile, Metadata};
+use std::io::{ErrorKind as IoErrorKind, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use leeward_engine::error::{Error, ErrorKind};
 use leeward_postgres::backup_session::BackupFrom;
+use leeward_postgres::server_user::{ServerUser, is_root};
 use leeward_repository::codec::{Compression, FrameCompression};
 use leeward_repository::store::{self, Secret, Store, StoreOptions};
 use leeward_repository::url::RepositoryUrl;
 use serde::Deserialize;
 
 use crate::args::Global;
+use crate::restore_command::quoted;
 
 const DEFAULT_FILE: &str = "/etc/leeward/leeward.toml";
 
@@ -185,7 +190,8 @@ fn read(global: &Global) -> Result<File, Error> {
         .config
         .clone()
         .unwrap_or_else(|| PathBuf::from(DEFAULT_FILE));
-    let mut table = match table(&path)? {
+    let pgdata = global.pgdata.as_deref();
+    let mut table = match table(&path, pgdata)? {
         Some(table) => table,
         None if global.config.is_some() => {
             return Err(Error::new(
@@ -197,7 +203,7 @@ fn read(global: &Global) -> Result<File, Error> {
     };
     if let Some(stage) = &global.stage {
         let file = path.with_file_name(format!("{stage}.toml"));
-        match self::table(&file)? {
+        match self::table(&file, pgdata)? {
             Some(over) => merge(&mut table, over),
             None => {
                 return Err(Error::new(
@@ -222,8 +228,8 @@ fn read(global: &Global) -> Result<File, Error> {
     })
 }
 
-fn table(path: &Path) -> Result<Option<toml::Table>, Error> {
-    match std::fs::read_to_string(path) {
+fn table(path: &Path, pgdata: Option<&Path>) -> Result<Option<toml::Table>, Error> {
+    match read_text(path, pgdata)? {
         Ok(text) => text.parse().map(Some).map_err(|e: toml::de::Error| {
             let line = e
                 .span()
@@ -241,12 +247,61 @@ fn table(path: &Path) -> Result<Option<toml::Table>, Error> {
                 ),
             )
         }),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) if e.kind() == IoErrorKind::NotFound => Ok(None),
         Err(e) => Err(Error::new(
             ErrorKind::Usage,
             format!("could not read \"{}\"", path.display()),
         )
         .because(e)),
+    }
+}
+
+/// Reads a configuration file. Run by root, it must be nobody's to write but root's and the server's user's: it says where root
+/// connects and writes.
+fn read_text(path: &Path, pgdata: Option<&Path>) -> Result<std::io::Result<String>, Error> {
+    let mut file = match OpenFile::open(path) {
+        Ok(file) => file,
+        Err(e) => return Ok(Err(e)),
+    };
+    if is_root()
+        && let Ok(found) = file.metadata()
+        && let Some(fix) = writable_by_others(&found, path, server_user(pgdata))
+    {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            format!(
+                "others than root and the server's user can write \"{}\"",
+                path.display()
+            ),
+        )
+        .because("run by root, leeward does what this file says")
+        .hint(format!("Run as root: {fix}")));
+    }
+    let mut text = String::new();
+    Ok(file.read_to_string(&mut text).map(|_| text))
+}
+
+/// The user that a server on this host runs as: the owner of the directory, where it is named on the command line, else the
+/// one that packages make.
+fn server_user(pgdata: Option<&Path>) -> Option<u32> {
+    match pgdata {
+        Some(pgdata) => std::fs::metadata(pgdata).ok().map(|found| found.uid()),
+        None => ServerUser::by_name("postgres").map(|user| user.uid),
+    }
+}
+
+/// The command that keeps others from writing a regular file, if they can.
+fn writable_by_others(found: &Metadata, path: &Path, server_user: Option<u32>) -> Option<String> {
+    if !found.is_file() {
+        return None;
+    }
+    let file = quoted(&path.display().to_string());
+    let owner_is_trusted = found.uid() == 0 || Some(found.uid()) == server_user;
+    match (owner_is_trusted, found.mode() & 0o022) {
+        (true, 0) => None,
+        (true, _) => Some(format!("chmod go-w {file}")),
+        (false, 0) => Some(format!("chown root {file}")),
+        (false, _) => Some(format!("chown root {file} && chmod go-w {file}")),
     }
 }
 
@@ -307,6 +362,36 @@ mod tests {
         let file: File =
             toml::from_str("[repository]\nsecret_access_key = 'hunter2'").expect("file");
         assert!(!format!("{file:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn who_may_write_what_root_believes() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().expect("a directory");
+        let path = folder.path().join("leeward.toml");
+        std::fs::write(&path, "").expect("written");
+        let owner = std::fs::metadata(&path).expect("it is there").uid();
+        let fix = |mode, server_user| {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).expect("a mode");
+            let found = std::fs::metadata(&path).expect("it is there");
+            writable_by_others(&found, &path, server_user)
+        };
+        for mode in [0o600, 0o644, 0o640, 0o755] {
+            assert_eq!(fix(mode, Some(owner)), None, "{mode:o}");
+        }
+        for mode in [0o660, 0o646, 0o666, 0o777] {
+            let command = fix(mode, Some(owner)).expect("a command");
+            assert_eq!(command, format!("chmod go-w {}", path.display()));
+        }
+        if owner != 0 {
+            let command = fix(0o644, Some(owner + 1)).expect("a command");
+            assert_eq!(command, format!("chown root {}", path.display()));
+        }
+        let pipe = std::fs::metadata("/dev/null").expect("it is there");
+        assert_eq!(
+            writable_by_others(&pipe, Path::new("/dev/null"), None),
+            None
+        );
     }
 
     #[test]
