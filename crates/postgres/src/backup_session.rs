@@ -19,6 +19,12 @@ use crate::server_facts::{Role, ServerFacts, read_replay_state};
 /// Longest wait for the queries that only look.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How long `pg_backup_start` may take: its restartpoint or checkpoint writes every dirty page of shared buffers.
+const START_PATIENCE: Duration = Duration::from_secs(3600);
+
+/// How long `pg_backup_stop` may take, which waits for no archiving.
+const STOP_PATIENCE: Duration = Duration::from_secs(600);
+
 /// SQLSTATE of "object not in prerequisite state" (`errcodes.txt`).
 const NOT_IN_PREREQUISITE_STATE: &str = "55000";
 /// SQLSTATE of "configuration limit exceeded".
@@ -203,8 +209,7 @@ impl BackupSession {
             return Err(unexpected("reserve WAL", &problem));
         }
         let sql = "SELECT timeline_id, (extract(epoch FROM clock_timestamp()) * 1000)::int8 FROM pg_control_checkpoint()";
-        let rows =
-            connection.query_during("read the checkpoint's timeline", sql, &[], Some(PATIENCE))?;
+        let rows = connection.query_during("read the checkpoint's timeline", sql, &[], PATIENCE)?;
         let started = BackupStart {
             start_lsn,
             timeline: TimelineId(rows.parse(0, 0)?),
@@ -254,9 +259,9 @@ impl BackupSession {
         let during = "ask for the server's position";
         let sql = "SELECT s.restart_lsn, s.wal_status, pg_is_in_recovery() \
                    FROM (SELECT $1::text AS name) n LEFT JOIN pg_replication_slots s ON s.slot_name = n.name::name";
-        let rows =
-            self.connection
-                .query_during(during, sql, &[Some(&self.slot)], Some(PATIENCE))?;
+        let rows = self
+            .connection
+            .query_during(during, sql, &[Some(&self.slot)], PATIENCE)?;
         let in_recovery = rows.is_true(0, 2);
         if self.started.role == Role::Standby && !in_recovery && self.phase == Phase::Copying {
             return Err(Error::Promoted);
@@ -303,7 +308,10 @@ impl BackupSession {
         let sql = format!(
             "SELECT lsn, labelfile, spcmapfile, (extract(epoch FROM clock_timestamp()) * 1000)::int8 FROM {function}"
         );
-        let rows = match self.connection.query_during(during, &sql, &[], None) {
+        let rows = match self
+            .connection
+            .query_during(during, &sql, &[], STOP_PATIENCE)
+        {
             Ok(rows) => rows,
             Err(Error::Sql(error)) => return Err(self.explain(error, "during the backup")),
             Err(error) => return Err(error),
@@ -331,7 +339,7 @@ impl BackupSession {
                 "drop the temporary slot",
                 sql,
                 &[Some(&self.slot)],
-                Some(PATIENCE),
+                PATIENCE,
             )
             .map(drop)
     }
@@ -364,7 +372,7 @@ fn explain(
         "ask for the server's role",
         "SELECT pg_is_in_recovery()",
         &[],
-        Some(PATIENCE),
+        PATIENCE,
     ) {
         Ok(rows) if rows.is_true(0, 0) => Error::FullPageWritesOff { when },
         Ok(_) => Error::Promoted,
@@ -390,7 +398,7 @@ fn reserve_wal(connection: &mut Connection, slot: &str, facts: &ServerFacts) -> 
     }
     let during = "create a temporary replication slot";
     let sql = "SELECT lsn FROM pg_create_physical_replication_slot($1, immediately_reserve => true, temporary => true)";
-    match connection.query_during(during, sql, &[Some(slot)], None) {
+    match connection.query_during(during, sql, &[Some(slot)], PATIENCE) {
         Ok(rows) => rows.parse(0, 0),
         Err(error) if error.sqlstate() == Some(CONFIGURATION_LIMIT_EXCEEDED) => {
             Err(Error::NoFreeSlot {
@@ -410,7 +418,7 @@ fn start_backup(
         Some(MajorVersion::V14) => "SELECT pg_start_backup($1, fast => true, exclusive => false)",
         _ => "SELECT pg_backup_start($1, fast => true)",
     };
-    match connection.query_during("start the backup", sql, &[Some(label)], None) {
+    match connection.query_during("start the backup", sql, &[Some(label)], START_PATIENCE) {
         Ok(rows) => rows.parse(0, 0),
         Err(Error::Sql(error)) => Err(explain(
             connection,

@@ -216,12 +216,8 @@ fn ask(connection: &mut Connection, sql: &str, parameters: &[Option<&str>]) -> R
     let mut attempt = 0;
     loop {
         attempt += 1;
-        let asked = connection.query_during(
-            "read the server's catalogs",
-            sql,
-            parameters,
-            Some(PATIENCE),
-        );
+        let asked =
+            connection.query_during("read the server's catalogs", sql, parameters, PATIENCE);
         match asked {
             Err(error) if error.sqlstate() == Some(SERIALIZATION_FAILURE) && attempt < ATTEMPTS => {
             }

@@ -1,6 +1,6 @@
 //! One session with a server: connect, ask, cancel. Blocking, one statement at a time.
 //!
-//! Every answer is text. A statement may have a deadline: past it the statement is cancelled, and a server that does not
+//! Every answer is text. Every statement has a deadline: past it the statement is cancelled, and a server that does not
 //! even take the cancel request is given up.
 
 use std::ffi::CString;
@@ -17,6 +17,9 @@ use crate::target::ConnectTarget;
 
 /// How long a cancel request, and then the answer to it, may take.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long a statement without a deadline of its own may take: all of them ask for a few rows.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Makes a session behave the same on every server, whatever its `postgresql.conf`, `ALTER ROLE` and `ALTER DATABASE`
 /// say. No timeout of the server's may end a backup; names mean those of `pg_catalog`.
@@ -58,7 +61,8 @@ impl Connection {
                 settings.push_str(setting);
             }
         }
-        connection.execute_during("prepare the session", &settings)?;
+        let patience = resolved.connect_timeout.unwrap_or(PATIENCE);
+        connection.execute_during("prepare the session", &settings, patience)?;
         Ok(connection)
     }
 
@@ -87,7 +91,7 @@ impl Connection {
         timeout: Duration,
     ) -> Result<Rows, Error> {
         self.send_command(during, command)?;
-        let answer = self.wait(during, Some(timeout))?;
+        let answer = self.wait(during, timeout)?;
         Ok(Rows {
             answer,
             during: during.to_owned(),
@@ -125,25 +129,25 @@ impl Connection {
         }
     }
 
-    /// Runs one statement with text parameters and waits for its answer.
+    /// Runs one statement with text parameters and waits for its answer, a minute at most.
     ///
     /// # Errors
-    /// [`Error::Sql`] when the server refuses, [`Error::ServerGone`] when the connection breaks.
+    /// [`Error::Sql`] when the server refuses, [`Error::ServerGone`] when the connection breaks, [`Error::Timeout`].
     pub fn query(&mut self, sql: &str, parameters: &[Option<&str>]) -> Result<Rows, Error> {
-        self.query_during("run a query", sql, parameters, None)
+        self.query_with_deadline(sql, parameters, PATIENCE)
     }
 
     /// As [`Connection::query`], cancelled after `timeout`.
     ///
     /// # Errors
-    /// As [`Connection::query`], and [`Error::Timeout`].
+    /// As [`Connection::query`].
     pub fn query_with_deadline(
         &mut self,
         sql: &str,
         parameters: &[Option<&str>],
         timeout: Duration,
     ) -> Result<Rows, Error> {
-        self.query_during("run a query", sql, parameters, Some(timeout))
+        self.query_during("run a query", sql, parameters, timeout)
     }
 
     /// Runs one or several statements and drops what they answer.
@@ -151,7 +155,7 @@ impl Connection {
     /// # Errors
     /// As [`Connection::query`]; the first statement that fails ends the series.
     pub fn execute(&mut self, sql: &str) -> Result<(), Error> {
-        self.execute_during("run a statement", sql)
+        self.execute_during("run a statement", sql, PATIENCE)
     }
 
     /// The server's version as a number: 150018 for 15.18, 180000 for 18 before its first minor.
@@ -196,7 +200,7 @@ impl Connection {
         during: &str,
         sql: &str,
         parameters: &[Option<&str>],
-        timeout: Option<Duration>,
+        timeout: Duration,
     ) -> Result<Rows, Error> {
         let nul = || unexpected(during, "a parameter holds a NUL byte");
         let statement = CString::new(sql).map_err(|_| nul())?;
@@ -214,25 +218,25 @@ impl Connection {
         })
     }
 
-    fn execute_during(&mut self, during: &str, sql: &str) -> Result<(), Error> {
+    fn execute_during(&mut self, during: &str, sql: &str, timeout: Duration) -> Result<(), Error> {
         let statement =
             CString::new(sql).map_err(|_| unexpected(during, "the statement holds a NUL byte"))?;
         if !self.session.send_simple(&statement) {
             return Err(self.gone(during, None));
         }
-        self.wait(during, None).map(drop)
+        self.wait(during, timeout).map(drop)
     }
 
     /// Waits for every answer to what was sent; the last one, or the first error.
-    fn wait(&mut self, during: &str, timeout: Option<Duration>) -> Result<Answer, Error> {
-        let deadline = timeout.map(|timeout| Instant::now() + timeout);
+    fn wait(&mut self, during: &str, timeout: Duration) -> Result<Answer, Error> {
+        let deadline = Instant::now() + timeout;
         let mut last: Option<Answer> = None;
         loop {
-            if let Some(after) = timeout.filter(|_| !self.wait_readable(deadline)) {
+            if !self.wait_readable(Some(deadline)) {
                 self.give_up();
                 return Err(Error::Timeout {
                     during: during.to_owned(),
-                    after,
+                    after: timeout,
                 });
             }
             let Some(answer) = self.session.next_answer() else {
@@ -477,5 +481,43 @@ pub(crate) fn unexpected(during: &str, problem: &str) -> Error {
     Error::UnexpectedAnswer {
         during: during.to_owned(),
         problem: problem.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
+    /// A server that lets in whoever comes, and never says another word.
+    #[test]
+    fn a_server_that_falls_silent_after_the_greeting_ends_in_a_deadline() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        std::thread::spawn(move || {
+            for client in listener.incoming() {
+                std::thread::spawn(move || {
+                    let mut client = client.expect("a client");
+                    let mut startup = [0; 4096];
+                    let _length = client.read(&mut startup);
+                    // AuthenticationOk, ReadyForQuery.
+                    let greeting = b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I";
+                    let _sent = client.write_all(greeting);
+                    let _silence = client.read_to_end(&mut Vec::new());
+                });
+            }
+        });
+        let target = ConnectTarget {
+            conninfo: Some(format!(
+                "host=127.0.0.1 port={port} user=nobody sslmode=disable gssencmode=disable"
+            )),
+            connect_timeout: Some(Duration::from_secs(2)),
+            ..ConnectTarget::default()
+        };
+        let error = Connection::connect(&target).expect_err("nobody answers");
+        assert!(matches!(error, Error::Timeout { .. }), "{error:?}");
+        assert!(error.to_string().contains("prepare the session"), "{error}");
     }
 }

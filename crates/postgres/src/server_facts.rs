@@ -296,7 +296,7 @@ const REPLAY_STATE: &str = "SELECT \
      FROM (SELECT pg_is_in_recovery() AS recovering) r";
 
 fn ask(connection: &mut Connection, sql: &str) -> Result<Rows, Error> {
-    connection.query_during(DURING, sql, &[], Some(PATIENCE))
+    connection.query_during(DURING, sql, &[], PATIENCE)
 }
 
 pub(crate) fn read_replay_state(
@@ -307,7 +307,7 @@ pub(crate) fn read_replay_state(
         "read the server's replay position",
         REPLAY_STATE,
         &[],
-        Some(timeout),
+        timeout,
     )?;
     // No WAL is replayed yet on a standby that has only just started.
     let lsn = rows.parse_optional(0, 0)?.unwrap_or(Lsn::INVALID);
@@ -443,7 +443,7 @@ fn read_privileges(
     let sql = "SELECT rolsuper, rolreplication, has_function_privilege('pg_catalog.' || $1, 'EXECUTE'), \
                has_function_privilege('pg_catalog.' || $2, 'EXECUTE'), \
                pg_has_role('pg_read_all_settings', 'USAGE') FROM pg_roles WHERE rolname = current_user";
-    let rows = connection.query_during(DURING, sql, &[Some(start), Some(stop)], Some(PATIENCE))?;
+    let rows = connection.query_during(DURING, sql, &[Some(start), Some(stop)], PATIENCE)?;
     let superuser = rows.is_true(0, 0);
     let (grantee, database) = (quote_identifier(user), quote_identifier(database));
     let mut privileges = Privileges {
