@@ -2,6 +2,7 @@
 //! and shows what it says; everything else is the engine's.
 
 mod args;
+mod bug;
 mod commands;
 mod config;
 mod failure;
@@ -14,7 +15,6 @@ mod server_user;
 mod table;
 mod units;
 
-use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -23,16 +23,18 @@ use crate::commands::wal::may_be_restore_command;
 
 fn main() -> ExitCode {
     if may_be_restore_command(std::env::args_os()) {
-        // A bug must not look like the end of WAL either; what it was has been said where it happened.
-        return std::panic::catch_unwind(AssertUnwindSafe(run_as_restore_command))
-            .unwrap_or(ExitCode::from(failure::RESTORE_COMMAND));
+        // A mistake of ours must not look like the end of WAL either.
+        let failed = ExitCode::from(failure::RESTORE_COMMAND);
+        return bug::guard(failed, run_as_restore_command);
     }
-    let args = args::Args::parse();
-    let json = args.global.json;
-    match commands::run(args) {
-        Ok(code) => code,
-        Err(failure) => failure.report(json),
-    }
+    bug::guard(ExitCode::FAILURE, || {
+        let args = args::Args::parse();
+        let json = args.global.json;
+        match commands::run(args) {
+            Ok(code) => code,
+            Err(failure) => failure.report(json),
+        }
+    })
 }
 
 fn run_as_restore_command() -> ExitCode {
