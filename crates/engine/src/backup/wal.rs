@@ -504,3 +504,7 @@ fn check_header(
         .map_err(|e| foreign(Box::new(e)))?;
     source.rewind().map_err(|e| foreign(Box::new(e)))
 }
+
+#[cfg(test)]
+#[path = "wal_tests.rs"]
+mod tests;
