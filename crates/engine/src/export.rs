@@ -10,7 +10,6 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
 use leeward_postgres::directory::Directory;
 use leeward_postgres::known_faults::recovery_warning;
 use leeward_repository::catalog::Cluster;
@@ -27,6 +26,7 @@ use tar::{Builder, EntryType, Header};
 use crate::configuration::{AUTO, Adoption, Files, adopt_for};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer, Phase};
+use crate::pipeline::{self, Ended, Receiver, Sender, StageResult};
 use crate::recovery::choose::own_requirements;
 use crate::repository;
 use crate::restore::finish::{check_wal_name, read_wal};
@@ -255,6 +255,10 @@ fn finish<W: Write>(archive: Archive<W>) -> Result<W> {
         .map_err(unwritable)
 }
 
+fn damaged(problem: &str) -> Error {
+    Error::new(ErrorKind::Damaged, problem)
+}
+
 fn unwritable(source: io::Error) -> Error {
     Error::failed("could not write the archive").because(source)
 }
@@ -269,7 +273,7 @@ struct Export<'a> {
     observe: Observer<'a>,
 }
 
-/// What the reading thread hands to the one that writes.
+/// What the reading stage hands to the one that writes.
 enum Item {
     /// A file and its place in the archive.
     File(FileRecord, PathBuf),
@@ -277,32 +281,24 @@ enum Item {
     /// A hole.
     Zeros(u64),
     Wal(WalRecord),
-    Failed(Error),
 }
 
 impl Export<'_> {
     /// Writes everything but WAL; returns the WAL's records.
     fn data<W: Write>(&self, archive: &mut Archive<W>) -> Result<Vec<WalRecord>> {
-        let (items, reader) = bounded(16);
-        std::thread::scope(|scope| {
-            scope.spawn(move || {
-                if let Err(e) = self.read(&items) {
-                    // Without a listener there is nobody to tell.
-                    let _ = items.send(Item::Failed(e));
-                }
-            });
+        pipeline::run(|pipeline| {
+            let (items, reader) = pipeline.channel(16);
+            pipeline.spawn("read", move || self.read(&items))?;
             self.write(&reader, archive)
         })
     }
 
-    fn read(&self, items: &Sender<Item>) -> Result<()> {
+    fn read(&self, items: &Sender<Item>) -> StageResult<()> {
         let mut frames = Frames::new(self.store, self.cluster.name(), self.summary, self.manifest);
         for entry in self.manifest.entries() {
             let record = match entry? {
                 Entry::Wal(record) => {
-                    if items.send(Item::Wal(record)).is_err() {
-                        return Ok(());
-                    }
+                    items.send(Item::Wal(record))?;
                     continue;
                 }
                 Entry::File(record) => record,
@@ -317,23 +313,19 @@ impl Export<'_> {
                 } => (*size, runs.clone()),
                 _ => (0, Vec::new()),
             };
-            if items.send(Item::File(record, place)).is_err() {
-                return Ok(());
-            }
+            items.send(Item::File(record, place))?;
             let mut at = 0;
             for run in runs {
                 let hole = run.file_offset.saturating_sub(at);
-                if hole > 0 && items.send(Item::Zeros(hole)).is_err() {
-                    return Ok(());
+                if hole > 0 {
+                    items.send(Item::Zeros(hole))?;
                 }
                 let bytes = frames.run(run)?;
                 at = run.file_offset + bytes.len() as u64;
-                if items.send(Item::Bytes(bytes)).is_err() {
-                    return Ok(());
-                }
+                items.send(Item::Bytes(bytes))?;
             }
-            if at < size && items.send(Item::Zeros(size - at)).is_err() {
-                return Ok(());
+            if at < size {
+                items.send(Item::Zeros(size - at))?;
             }
         }
         Ok(())
@@ -356,7 +348,7 @@ impl Export<'_> {
         &self,
         items: &Receiver<Item>,
         archive: &mut Archive<W>,
-    ) -> Result<Vec<WalRecord>> {
+    ) -> StageResult<Vec<WalRecord>> {
         let mut wal = Vec::new();
         // The server refuses a data directory that others can read.
         self.directory(archive, Path::new("./"))?;
@@ -365,7 +357,7 @@ impl Export<'_> {
         }
         // The control file comes last of all, so that a directory extracted halfway does not start.
         let mut control_file = None;
-        while let Ok(item) = items.recv() {
+        while let Some(item) = items.recv()? {
             match item {
                 Item::File(record, place)
                     if record.path.path == b"global/pg_control"
@@ -375,12 +367,8 @@ impl Export<'_> {
                 }
                 Item::File(record, place) => self.file(&record, &place, items, archive)?,
                 Item::Wal(record) => wal.push(record),
-                Item::Failed(e) => return Err(e),
                 Item::Bytes(_) | Item::Zeros(_) => {
-                    return Err(Error::new(
-                        ErrorKind::Damaged,
-                        "the manifest has more bytes than its files",
-                    ));
+                    return Err(damaged("the manifest has more bytes than its files").into());
                 }
             }
         }
@@ -390,12 +378,7 @@ impl Export<'_> {
         }
         match control_file {
             Some((record, place)) => self.file(&record, &place, items, archive)?,
-            None => {
-                return Err(Error::new(
-                    ErrorKind::Damaged,
-                    "the manifest has no control file",
-                ));
-            }
+            None => return Err(damaged("the manifest has no control file").into()),
         }
         Ok(wal)
     }
@@ -406,19 +389,19 @@ impl Export<'_> {
         path: &Path,
         items: &Receiver<Item>,
         archive: &mut Archive<W>,
-    ) -> Result<()> {
+    ) -> StageResult<()> {
         let header = |kind, size| self.header(kind, size, record.mtime);
         match &record.kind {
             FileKind::Directory => {
-                append(archive, header(EntryType::Directory, 0), path, io::empty())
+                append(archive, header(EntryType::Directory, 0), path, io::empty())?;
             }
-            FileKind::Symlink { .. } => self.link(record, path, archive),
+            FileKind::Symlink { .. } => self.link(record, path, archive)?,
             FileKind::File {
                 content: Content::Inline(bytes),
                 ..
             } => {
                 let header = header(EntryType::Regular, bytes.len() as u64);
-                append(archive, header, path, bytes.as_slice())
+                append(archive, header, path, bytes.as_slice())?;
             }
             FileKind::File {
                 size,
@@ -431,14 +414,16 @@ impl Export<'_> {
                     zeros: 0,
                     buffer: Vec::new(),
                     at: 0,
-                    failed: None,
+                    ended: None,
                     observe: self.observe,
                 };
                 let header = header(EntryType::Regular, *size);
                 let written = append(archive, header, path, &mut content);
-                content.failed.map_or(written, Err)
+                content.ended.map_or(Ok(()), Err)?;
+                written?;
             }
         }
+        Ok(())
     }
 
     /// A linked tablespace becomes a directory beside the others and a relative link to it. There are no other links.
@@ -519,7 +504,7 @@ fn append<W: Write>(
         .map_err(unwritable)
 }
 
-/// The content of one file as it comes from the reading thread.
+/// The content of one file as it comes from the reading stage.
 struct FileContent<'a> {
     items: &'a Receiver<Item>,
     left: u64,
@@ -527,8 +512,23 @@ struct FileContent<'a> {
     zeros: u64,
     buffer: Vec<u8>,
     at: usize,
-    failed: Option<Error>,
+    /// Why there is no more, where that is not the file's end.
+    ended: Option<Ended>,
     observe: Observer<'a>,
+}
+
+impl FileContent<'_> {
+    fn next(&mut self) -> StageResult<()> {
+        match self.items.recv()? {
+            Some(Item::Bytes(bytes)) => {
+                (self.observe)(Event::Advanced(bytes.len() as u64));
+                (self.buffer, self.at) = (bytes, 0);
+            }
+            Some(Item::Zeros(length)) => self.zeros = length,
+            _ => return Err(damaged("the manifest has fewer bytes than its files").into()),
+        }
+        Ok(())
+    }
 }
 
 impl Read for FileContent<'_> {
@@ -536,23 +536,12 @@ impl Read for FileContent<'_> {
         if self.left == 0 {
             return Ok(0);
         }
-        if self.zeros == 0 && self.at == self.buffer.len() {
-            match self.items.recv() {
-                Ok(Item::Bytes(bytes)) => {
-                    (self.observe)(Event::Advanced(bytes.len() as u64));
-                    (self.buffer, self.at) = (bytes, 0);
-                }
-                Ok(Item::Zeros(length)) => self.zeros = length,
-                Ok(Item::Failed(e)) => {
-                    self.failed = Some(e);
-                    return Err(io::Error::other("the backup could not be read"));
-                }
-                _ => {
-                    return Err(io::Error::other(
-                        "the manifest has fewer bytes than its files",
-                    ));
-                }
-            }
+        if self.zeros == 0
+            && self.at == self.buffer.len()
+            && let Err(ended) = self.next()
+        {
+            self.ended = Some(ended);
+            return Err(io::Error::other("the backup could not be read"));
         }
         let left = usize::try_from(self.left).unwrap_or(usize::MAX);
         let room = to.len().min(left);

@@ -10,7 +10,7 @@ pub mod export;
 mod frames;
 pub mod moment;
 pub mod pack;
-mod parallel;
+mod pipeline;
 pub mod recovery;
 mod repository;
 pub mod restore;

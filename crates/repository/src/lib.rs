@@ -16,6 +16,7 @@ pub mod layout;
 pub mod lease;
 pub mod manifest;
 pub mod pack;
+pub mod parallel;
 pub mod process;
 pub mod repository_error;
 pub mod store;

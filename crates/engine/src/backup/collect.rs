@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use crossbeam_channel::{Receiver, Sender};
 use leeward_repository::backup_id::BackupId;
 use leeward_repository::file_path::{FilePath, Root};
 use leeward_repository::frame::EncodedFrame;
@@ -17,8 +16,9 @@ use leeward_repository::summary::TablespaceSummary;
 
 use super::required::Stored;
 use super::source::{Copied, CopiedPiece, Damage, Source};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::event::{Event, Observer};
+use crate::pipeline::{Receiver, Sender, StageResult};
 use crate::repository;
 
 /// One damaged relation segment, as it is reported.
@@ -94,9 +94,9 @@ struct Open {
 }
 
 /// Finishes packs as they come and returns what is known of them.
-pub(super) fn finish_packs(full: &Receiver<PackWriter>) -> Result<Vec<PackInfo>> {
+pub(super) fn finish_packs(full: &Receiver<PackWriter>) -> StageResult<Vec<PackInfo>> {
     let mut packs = Vec::new();
-    for pack in full {
+    while let Some(pack) = full.recv()? {
         packs.push(
             pack.finish()
                 .map_err(|e| repository::doing("could not store a pack", e))?,
@@ -107,15 +107,14 @@ pub(super) fn finish_packs(full: &Receiver<PackWriter>) -> Result<Vec<PackInfo>>
 
 impl Collector<'_, '_> {
     /// Takes results until there are no more.
-    pub(super) fn run(mut self, results: &Receiver<Result<Copied>>) -> Result<Collected> {
+    pub(super) fn run(&mut self, results: &Receiver<Copied>) -> StageResult<Collected> {
         let mut waiting = BTreeMap::new();
         let mut next = 0;
         let mut pack: Option<PackWriter> = None;
         let mut packs_begun = 0;
         let mut open: Option<Open> = None;
         let mut collected = Collected::default();
-        for result in results {
-            let copied = result?;
+        while let Some(copied) = results.recv()? {
             waiting.insert(copied.sequence, copied);
             while let Some(copied) = waiting.remove(&next) {
                 next += 1;
@@ -131,7 +130,7 @@ impl Collector<'_, '_> {
             }
         }
         if let Some(pack) = pack {
-            self.hand_over(pack)?;
+            self.full.send(pack)?;
         }
         Ok(collected)
     }
@@ -143,7 +142,7 @@ impl Collector<'_, '_> {
         packs_begun: &mut u32,
         open: &mut Option<Open>,
         collected: &mut Collected,
-    ) -> Result<()> {
+    ) -> StageResult<()> {
         collected.pages_checked += copied.pages_checked;
         let mut bytes = 0;
         let location = match copied.frame {
@@ -175,7 +174,7 @@ impl Collector<'_, '_> {
         pieces: &[CopiedPiece],
         pack: &mut Option<PackWriter>,
         packs_begun: &mut u32,
-    ) -> Result<FrameLocation> {
+    ) -> StageResult<FrameLocation> {
         let mut writer = match pack.take() {
             Some(writer) => writer,
             None => {
@@ -195,18 +194,11 @@ impl Collector<'_, '_> {
             .append(frame, &pieces)
             .map_err(|e| repository::doing("could not store a frame", e))?;
         if writer.is_full() {
-            self.hand_over(writer)?;
+            self.full.send(writer)?;
         } else {
             *pack = Some(writer);
         }
         Ok(location)
-    }
-
-    fn hand_over(&self, pack: PackWriter) -> Result<()> {
-        // The finisher ends early only with an error of its own, which is the one to report.
-        self.full
-            .send(pack)
-            .map_err(|_| Error::failed("could not store a pack"))
     }
 
     fn close(&mut self, file: Open, collected: &mut Collected) -> Result<()> {

@@ -1,10 +1,10 @@
 //! Copiers: each takes a batch, reads it, checks its pages and makes a frame of it. Reading and compressing happen on the
 //! same thread while the bytes are in its caches; there are more copiers than cores so that one reads while others compress.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender};
 use leeward_pgformat::page::{PageDamage, PageVerdict, check_page, page_lsn};
 use leeward_pgformat::relation::RelationSegment;
 use leeward_pgformat::{BlockNumber, PAGE_SIZE, RELATION_SEGMENT_BLOCKS};
@@ -15,6 +15,7 @@ use leeward_repository::frame::{Choice, EncodedFrame, FRAME_BYTES, FrameEncoder,
 use super::horizon::Horizon;
 use super::source::{Batch, Copied, CopiedPiece, Damage, PageRules, Piece};
 use crate::error::{Error, Result};
+use crate::pipeline::{Receiver, Sender, StageResult};
 
 /// How often a page that looks damaged is read again before it is believed. The server may be writing it at this moment;
 /// two equal readings in a row end the question.
@@ -29,12 +30,12 @@ const PATIENT_REREADS: u32 = 2_000;
 /// What a copier needs to know.
 pub(super) struct Copier<'a> {
     pub rules: PageRules,
-    pub horizon: &'a Horizon<'a>,
+    pub horizon: Arc<Horizon<'a>>,
     pub compression: FrameCompression,
     /// Waits for pages so far, see [`PATIENT_REREADS`].
-    pub waits: AtomicU32,
+    pub waits: &'a AtomicU32,
     /// Frames whose pages did not come back from the page transform, and were stored without.
-    pub differences: AtomicU64,
+    pub differences: &'a AtomicU64,
 }
 
 /// What a copier keeps from one batch to the next.
@@ -52,22 +53,23 @@ struct Desk {
 type Owner = Option<RelationSegment>;
 
 impl Copier<'_> {
-    /// Works until there are no more batches, or nobody wants the results.
-    pub(super) fn run(&self, batches: &Receiver<Batch>, results: &Sender<Result<Copied>>) {
+    /// Works until there are no more batches.
+    pub(super) fn run(
+        &self,
+        batches: &Receiver<Batch>,
+        results: &Sender<Copied>,
+    ) -> StageResult<()> {
         let mut desk = Desk {
             buffer: vec![0u8; FRAME_BYTES],
             blocks: Vec::new(),
             encoder: FrameEncoder::new(self.compression),
             choice: (None, None),
         };
-        for batch in batches {
-            let copied = self.copy(batch, &mut desk);
-            let failed = copied.is_err();
-            if results.send(copied).is_err() || failed {
-                break;
-            }
+        while let Some(batch) = batches.recv()? {
+            results.send(self.copy(batch, &mut desk)?)?;
         }
         (self.differences).fetch_add(desk.encoder.differences(), Ordering::Relaxed);
+        Ok(())
     }
 
     fn copy(&self, batch: Batch, desk: &mut Desk) -> Result<Copied> {

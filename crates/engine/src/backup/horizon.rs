@@ -7,15 +7,23 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Sender, bounded};
+use crossbeam_channel::bounded;
 use leeward_pgformat::Lsn;
 use leeward_postgres::data_directory::DataDirectory;
+
+use crate::pipeline::Sender;
 
 /// How long a copier waits for the session to say how far the primary's WAL reaches.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 
-/// A question for the thread that holds the session: "how far is the WAL now?"
-pub(super) type Question = Sender<Lsn>;
+/// What the thread that holds the session is told.
+#[derive(Debug)]
+pub(super) enum Word {
+    /// Somebody asks how far the WAL reaches.
+    HowFar(crossbeam_channel::Sender<Lsn>),
+    /// All files are copied.
+    Copied,
+}
 
 /// Knows the newest LSN a page may carry.
 #[derive(Debug)]
@@ -27,7 +35,7 @@ pub(super) struct Horizon<'a> {
 #[derive(Debug)]
 enum Way<'a> {
     ControlFile(&'a DataDirectory),
-    Session(Sender<Question>),
+    Session(Sender<Word>),
 }
 
 impl<'a> Horizon<'a> {
@@ -38,7 +46,7 @@ impl<'a> Horizon<'a> {
         }
     }
 
-    pub(super) fn of_primary(questions: Sender<Question>) -> Self {
+    pub(super) fn of_primary(questions: Sender<Word>) -> Self {
         Self {
             known: AtomicU64::new(0),
             way: Way::Session(questions),
@@ -59,7 +67,7 @@ impl<'a> Horizon<'a> {
             Way::Session(questions) => {
                 let deadline = Instant::now() + ANSWER_DEADLINE;
                 let (ask, answer) = bounded(1);
-                if questions.send(ask).is_err() {
+                if questions.send(Word::HowFar(ask)).is_err() {
                     return true;
                 }
                 match answer.recv_deadline(deadline) {

@@ -6,6 +6,7 @@
 
 mod collect;
 mod copy;
+mod copying;
 mod databases;
 mod horizon;
 mod plan;
@@ -16,13 +17,10 @@ mod source;
 mod summary;
 mod wal;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use leeward_pgformat::Lsn;
 use leeward_pgformat::control_file::DbState;
 use leeward_pgformat::{BackupLabel, TablespaceMap, TimelineId};
@@ -30,7 +28,7 @@ use leeward_postgres::backup_session::{BackupFrom, BackupSession, BackupStop, Po
 use leeward_postgres::configuration_files::{OutsideFiles, outside_files};
 use leeward_postgres::configuration_syntax::Syntax;
 use leeward_postgres::connection::Connection;
-use leeward_postgres::data_directory::{DataDirectory, EntryKind, Pass};
+use leeward_postgres::data_directory::DataDirectory;
 use leeward_postgres::known_faults::{end_of_life_warning, standby_warning};
 use leeward_postgres::server_facts::{Role, ServerFacts};
 use leeward_repository::backup_id::BackupId;
@@ -48,19 +46,11 @@ pub use collect::DamagedFile;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer, Phase};
 use crate::repository;
-use collect::{Collected, Collector, Packs, finish_packs};
-use copy::Copier;
-use horizon::{Horizon, Question};
-use plan::{Permits, Planner};
+use collect::Collected;
+use copying::{Copying, Pages};
 use required::{Required, Stored};
 use source::PageRules;
 use wal::PgWal;
-
-/// How often the server is asked where it is, and whether it is still what it was.
-const WATCH_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Copiers at most, whatever the number of cores: each holds up to 11 MiB.
-const MAX_COPIERS: usize = 16;
 
 /// What a backup is to be.
 #[derive(Clone, Debug)]
@@ -193,13 +183,6 @@ struct Run<'a> {
     observe: Observer<'a>,
 }
 
-/// What the copying left behind for the rest of the backup.
-struct Pages {
-    collected: Collected,
-    after: Position,
-    transform_differences: u64,
-}
-
 impl Run<'_> {
     fn take(
         &self,
@@ -231,14 +214,19 @@ impl Run<'_> {
             mut collected,
             after,
             transform_differences,
-        } = self.copy(
-            &mut session,
-            rules,
+        } = Copying {
+            store: self.store.as_ref(),
+            cluster: &self.options.cluster,
+            backup: self.id,
+            directory: self.directory,
+            outside: &outside,
             role,
-            &outside,
-            &mut manifest,
-            &mut stored,
-        )?;
+            rules,
+            compression: self.options.compression,
+            threads: self.options.threads,
+            observe: self.observe,
+        }
+        .run(&mut || Ok(session.position()?), &mut manifest, &mut stored)?;
         let catalogs = session.catalogs()?;
         let lost = required.after(stored, catalogs.clone(), self.server)?;
         collected.damaged.extend(lost);
@@ -381,128 +369,6 @@ impl Run<'_> {
         outside
     }
 
-    /// Copies pages, then everything else, watching the server meanwhile.
-    fn copy(
-        &self,
-        session: &mut BackupSession,
-        rules: PageRules,
-        role: Role,
-        outside: &OutsideFiles,
-        manifest: &mut ManifestWriter,
-        stored: &mut Stored<'_>,
-    ) -> Result<Pages> {
-        let owner = self.owner()?;
-        let copiers = self
-            .options
-            .threads
-            .unwrap_or_else(default_copiers)
-            .clamp(1, MAX_COPIERS);
-        let (questions, asked) = bounded(copiers);
-        let horizon = match role {
-            Role::Standby => Horizon::of_standby(self.directory),
-            Role::Primary => Horizon::of_primary(questions),
-        };
-        let stopped = AtomicBool::new(false);
-        let is_stopped = || stopped.load(Ordering::Relaxed);
-        let (batches, work) = bounded(copiers);
-        let (results, done) = bounded(copiers);
-        let (full, finishing) = bounded(1);
-        let (permits, give_back) = Permits::new(copiers * 2);
-        let (finished, ended) = bounded::<()>(0);
-
-        let copier = Copier {
-            rules,
-            horizon: &horizon,
-            compression: self.options.compression,
-            waits: AtomicU32::new(0),
-            differences: AtomicU64::new(0),
-        };
-        std::thread::scope(|scope| {
-            let planner = Planner::new(
-                self.directory,
-                outside,
-                owner,
-                batches,
-                permits,
-                &is_stopped,
-                self.observe,
-            );
-            let planner = scope.spawn(move || planner.run());
-            scope.spawn(|| self.estimate(&is_stopped));
-            for _ in 0..copiers {
-                let (copier, work, results) = (&copier, work.clone(), results.clone());
-                scope.spawn(move || {
-                    // The collector waits for every batch: one that is lost has to be told of.
-                    if catch_unwind(AssertUnwindSafe(|| copier.run(&work, &results))).is_err() {
-                        let _ = results.send(Err(Error::failed("a copier ended unexpectedly")));
-                    }
-                });
-            }
-            drop((work, results));
-            let finisher = scope.spawn(move || finish_packs(&finishing));
-            let packs = Packs {
-                store: self.store.as_ref(),
-                cluster: &self.options.cluster,
-                backup: self.id,
-            };
-            let collector = Collector {
-                packs,
-                manifest,
-                stored,
-                observe: self.observe,
-                full,
-                permits: give_back,
-            };
-            let collector = scope.spawn(move || {
-                let collected = collector.run(&done);
-                // Dropping these ends the copiers, and with them the planner, if they have not ended.
-                drop(done);
-                drop(finished);
-                collected
-            });
-
-            let watched = watch(session, asked, &ended);
-            stopped.store(true, Ordering::Relaxed);
-            let planned = joined(planner.join());
-            let collected = joined(collector.join());
-            let packs = joined(finisher.join());
-            // The server's own story explains the others' failures, a lost pack the collector's.
-            let after = watched?;
-            let packs = packs?;
-            let mut collected = collected?;
-            planned?;
-            collected.packs = packs;
-            Ok(Pages {
-                collected,
-                after,
-                transform_differences: copier.differences.load(Ordering::Relaxed),
-            })
-        })
-    }
-
-    /// Adds up what there is to copy, beside the copying: for the progress bar only.
-    fn estimate(&self, stopped: &(dyn Fn() -> bool + Sync)) {
-        let mut total = 0;
-        for pass in [Pass::Relations, Pass::EverythingElse] {
-            let walked = self.directory.walk(pass, &mut |entry| {
-                if let EntryKind::File { size_bytes } = entry.kind {
-                    total += size_bytes;
-                }
-                !stopped()
-            });
-            if walked.is_err() || stopped() {
-                return;
-            }
-        }
-        (self.observe)(Event::Total(total));
-    }
-
-    fn owner(&self) -> Result<(u32, u32)> {
-        self.directory
-            .owner()
-            .map_err(|e| Error::failed("could not read the data directory").because(e))
-    }
-
     /// `global/pg_control`, read last: its minimum recovery point then covers every page that was copied. Of a standby, that
     /// is where recovery is consistent (`read_backup_label`, src/backend/access/transam/xlogrecovery.c), and is returned.
     fn add_control_file(
@@ -592,41 +458,6 @@ impl Run<'_> {
             Role::Primary => control.checkpoint_timeline,
         })
     }
-}
-
-/// Asks the server every second where it is, and answers the copiers' questions, until the collector has ended. Takes
-/// the questions along when it ends, so that nobody waits for an answer that will not come.
-fn watch(
-    session: &mut BackupSession,
-    asked: Receiver<Question>,
-    ended: &Receiver<()>,
-) -> Result<Position> {
-    loop {
-        let tick = crossbeam_channel::select! {
-            recv(ended) -> _ => None,
-            recv(asked) -> question => question.ok(),
-            default(WATCH_INTERVAL) => None,
-        };
-        let position = session.position()?;
-        if let Some(question) = tick {
-            // Whoever asked may have given up.
-            let _ = question.send(position.replay_lsn);
-        }
-        if matches!(
-            ended.recv_timeout(Duration::ZERO),
-            Err(RecvTimeoutError::Disconnected)
-        ) {
-            return Ok(position);
-        }
-    }
-}
-
-fn joined<T>(result: std::thread::Result<Result<T>>) -> Result<T> {
-    result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-}
-
-fn default_copiers() -> usize {
-    std::thread::available_parallelism().map_or(2, std::num::NonZero::get) * 2
 }
 
 impl From<leeward_postgres::error::Error> for Error {

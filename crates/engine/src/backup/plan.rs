@@ -5,7 +5,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use crossbeam_channel::{Receiver, Sender};
 use leeward_pgformat::classify::FileClass;
 use leeward_pgformat::relation::RelationSegment;
 use leeward_postgres::configuration_files::OutsideFiles;
@@ -17,8 +16,9 @@ use leeward_repository::manifest::{Content, FileKind, FileRecord};
 
 use super::source::{Batch, Piece, Source};
 use crate::configuration;
-use crate::error::{Error, Result};
+use crate::error::Error;
 use crate::event::{Event, Observer};
+use crate::pipeline::{Ended, Pipeline, Receiver, Sender, StageResult};
 
 /// As many pieces as one batch takes, so that a hundred thousand empty files do not become one message.
 const MAX_PIECES: usize = 1024;
@@ -32,8 +32,8 @@ pub(super) struct Permits {
 
 impl Permits {
     /// `count` permits, and where the collector returns those that were used.
-    pub(super) fn new(count: usize) -> (Self, Sender<()>) {
-        let (back, free) = crossbeam_channel::bounded(count);
+    pub(super) fn new(pipeline: &Pipeline<'_, '_>, count: usize) -> (Self, Sender<()>) {
+        let (back, free) = pipeline.channel(count);
         (
             Self {
                 free,
@@ -44,23 +44,27 @@ impl Permits {
         )
     }
 
-    /// Waits for a permit; `None` when the collector has ended.
-    fn take(&mut self) -> Option<()> {
+    /// Waits for a permit.
+    fn take(&mut self) -> StageResult<()> {
         if self.in_hand == 0 {
-            self.free.recv().ok()?;
-        } else {
-            self.in_hand -= 1;
+            self.wait()?;
         }
-        Some(())
+        self.in_hand -= 1;
+        Ok(())
     }
 
     /// Waits until every batch that was sent has been stored.
-    fn drain(&mut self) -> Option<()> {
+    fn drain(&mut self) -> StageResult<()> {
         while self.in_hand < self.count {
-            self.free.recv().ok()?;
-            self.in_hand += 1;
+            self.wait()?;
         }
-        Some(())
+        Ok(())
+    }
+
+    fn wait(&mut self) -> StageResult<()> {
+        self.free.recv()?.ok_or(Ended::Stopped)?;
+        self.in_hand += 1;
+        Ok(())
     }
 }
 
@@ -73,7 +77,6 @@ pub(super) struct Planner<'a> {
     pub owner: (u32, u32),
     pub batches: Sender<Batch>,
     pub permits: Permits,
-    pub stopped: &'a (dyn Fn() -> bool + Sync),
     pub observe: Observer<'a>,
     pending: Vec<Piece>,
     pending_bytes: usize,
@@ -87,7 +90,6 @@ impl<'a> Planner<'a> {
         owner: (u32, u32),
         batches: Sender<Batch>,
         permits: Permits,
-        stopped: &'a (dyn Fn() -> bool + Sync),
         observe: Observer<'a>,
     ) -> Self {
         Self {
@@ -96,7 +98,6 @@ impl<'a> Planner<'a> {
             owner,
             batches,
             permits,
-            stopped,
             observe,
             pending: Vec::new(),
             pending_bytes: 0,
@@ -104,28 +105,28 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Sends every batch. Ends early, without an error of its own, when the others have stopped.
-    pub(super) fn run(mut self) -> Result<()> {
+    /// Sends every batch.
+    pub(super) fn run(&mut self) -> StageResult<()> {
         for pass in [Pass::Relations, Pass::EverythingElse] {
-            let mut cut_off = false;
+            let mut ended = Ok(());
             let directory = self.directory;
             directory
                 .walk(pass, &mut |entry| {
-                    cut_off = (self.stopped)() || self.entry(entry).is_none();
-                    !cut_off
+                    ended = self.entry(entry);
+                    ended.is_ok()
                 })
                 .map_err(|e| Error::failed("could not read the data directory").because(e))?;
-            if pass == Pass::EverythingElse && !cut_off {
-                cut_off = self.configuration()?.is_none();
+            ended?;
+            if pass == Pass::EverythingElse {
+                self.configuration()?;
             }
-            if cut_off || self.flush().and_then(|()| self.permits.drain()).is_none() {
-                return Ok(());
-            }
+            self.flush()?;
+            self.permits.drain()?;
         }
         Ok(())
     }
 
-    fn configuration(&mut self) -> Result<Option<()>> {
+    fn configuration(&mut self) -> StageResult<()> {
         let mut folder: Option<(&Path, Arc<Directory>)> = None;
         for path in self.outside.folders.iter().chain(&self.outside.files) {
             let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
@@ -159,12 +160,9 @@ impl<'a> Planner<'a> {
                 mtime: facts.modified_s,
                 damaged: Vec::new(),
             };
-            let place = Place::outside(directory, path);
-            if self.add(record, place, None, size).is_none() {
-                return Ok(None);
-            }
+            self.add(record, Place::outside(directory, path), None, size)?;
         }
-        Ok(Some(()))
+        Ok(())
     }
 
     fn other_owner(&self, owner: (u32, u32)) -> Option<(u32, u32)> {
@@ -195,9 +193,9 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn entry(&mut self, entry: Entry) -> Option<()> {
+    fn entry(&mut self, entry: Entry) -> StageResult<()> {
         if self.is_stale_configuration(&entry.path) {
-            return Some(());
+            return Ok(());
         }
         let (kind, size) = match entry.kind {
             EntryKind::File { size_bytes } => (
@@ -241,7 +239,7 @@ impl<'a> Planner<'a> {
         place: Place,
         segment: Option<RelationSegment>,
         size: u64,
-    ) -> Option<()> {
+    ) -> StageResult<()> {
         let small = size <= FRAME_BYTES as u64;
         let source = Arc::new(Source::new(record, place, segment, !small));
         if !small
@@ -266,24 +264,21 @@ impl<'a> Planner<'a> {
             }
             offset = end;
             if offset == size {
-                return Some(());
+                return Ok(());
             }
         }
     }
 
-    /// Sends what has gathered; `None` when nobody listens any more.
-    fn flush(&mut self) -> Option<()> {
+    /// Sends what has gathered.
+    fn flush(&mut self) -> StageResult<()> {
         if self.pending.is_empty() {
-            return Some(());
-        }
-        if (self.stopped)() {
-            return None;
+            return Ok(());
         }
         self.permits.take()?;
         let pieces = std::mem::take(&mut self.pending);
         self.pending_bytes = 0;
         let sequence = self.sequence;
         self.sequence += 1;
-        self.batches.send(Batch { sequence, pieces }).ok()
+        self.batches.send(Batch { sequence, pieces })
     }
 }

@@ -95,6 +95,24 @@ pub(super) struct Stored<'a> {
     segments: SegmentCheck,
 }
 
+#[cfg(test)]
+impl Required {
+    /// Requires nothing.
+    pub(super) fn nothing() -> Self {
+        Self {
+            catalogs: Catalogs {
+                databases: Vec::new(),
+                tablespaces: Vec::new(),
+                next_transaction: 3,
+                next_multixact: 1,
+            },
+            places: BTreeMap::new(),
+            relations: Vec::new(),
+            asked: BTreeSet::new(),
+        }
+    }
+}
+
 impl Required {
     /// Finds out what must be there, and makes sure that it is.
     ///

@@ -6,7 +6,6 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 
 use leeward_pgformat::timeline::TimelineHistory;
 use leeward_pgformat::wal_scan::join;
@@ -24,6 +23,7 @@ use leeward_repository::backup_id::BackupId;
 use leeward_repository::codec::{Compression, FrameCompression};
 use leeward_repository::layout;
 use leeward_repository::manifest::WalRecord;
+use leeward_repository::parallel;
 use leeward_repository::store::Store;
 use leeward_repository::wal_object::{
     WalFacts, WalSource, write_wal_object, write_wal_object_with_contents,
@@ -32,7 +32,6 @@ use leeward_repository::wal_object::{
 use super::databases;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer};
-use crate::parallel;
 
 /// As many WAL segments are compressed and stored at once.
 const PARALLEL: usize = 4;
@@ -158,19 +157,11 @@ pub(super) fn store_wal(
     let total =
         files.iter().filter(|f| f.segment.is_some()).count() as u64 * stretch.segment_size.bytes();
     observe(Event::Total(total));
-    let stored = Mutex::new(Vec::with_capacity(files.len()));
-    parallel::for_each(&files, PARALLEL, |file| {
+    let stored = parallel::map(&files, PARALLEL, |file| -> Result<_> {
         let (record, told) = store_one(pg_wal, file, stretch, to)?;
         observe(Event::Advanced(record.plain_length));
-        stored
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .push((record, told));
-        Ok(())
+        Ok((record, told))
     })?;
-    let stored = stored
-        .into_inner()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
     let (mut records, told): (Vec<_>, Vec<_>) = stored.into_iter().unzip();
     records.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(StoredWal {

@@ -11,11 +11,11 @@ use leeward_pgformat::{
 };
 use leeward_repository::RepositoryError;
 use leeward_repository::catalog::Cluster;
+use leeward_repository::parallel;
 use leeward_repository::wal_archive::WalArchive;
 
 use super::path::{PathSegment, SegmentSource};
 use crate::error::{Error, ErrorKind, Result};
-use crate::parallel;
 use crate::repository::doing;
 
 /// What was seen of WAL that was walked, as far as it belongs to the path.
@@ -157,7 +157,7 @@ impl WalReader for ArchiveWalReader<'_> {
             .filter(|segment| self.known(segment).is_none())
             .copied()
             .collect();
-        parallel::for_each(&unknown, AT_ONCE, |segment| {
+        parallel::for_each(&unknown, AT_ONCE, |segment| -> Result<()> {
             let contents = self.summary(segment)?;
             self.known
                 .lock()

@@ -5,10 +5,9 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crossbeam_channel::Receiver;
 use leeward_pgformat::PAGE_SIZE;
 use leeward_pgformat::page::is_zero;
 use leeward_postgres::cache_neutral::write_all_at;
@@ -20,6 +19,7 @@ use super::tree::{Made, Tree, Writer};
 use crate::error::Result;
 use crate::event::{Event, Observer};
 use crate::frames::{Pack, decode};
+use crate::pipeline::{Receiver, StageResult};
 
 /// Files of several pieces that are kept open. A restore has to do with 1,024 descriptors, whatever the number of files.
 const OPEN_FILES: usize = 256;
@@ -189,21 +189,13 @@ pub(super) struct Worker<'a> {
     pub observe: Observer<'a>,
     /// Bytes written since the beginning, for the syncer.
     pub written: &'a AtomicU64,
-    /// Set by the first failure: the others need not go on.
-    pub stopped: &'a AtomicBool,
 }
 
 impl Worker<'_> {
-    pub(super) fn run(&self, jobs: &Receiver<Job>) -> Result<()> {
+    pub(super) fn run(&self, jobs: &Receiver<Job>) -> StageResult<()> {
         let mut decoder = FrameDecoder::new();
-        for job in jobs {
-            if self.stopped.load(Ordering::Relaxed) {
-                break;
-            }
-            if let Err(e) = self.apply(&job, &mut decoder) {
-                self.stopped.store(true, Ordering::Relaxed);
-                return Err(e);
-            }
+        while let Some(job) = jobs.recv()? {
+            self.apply(&job, &mut decoder)?;
         }
         Ok(())
     }

@@ -10,6 +10,7 @@ use leeward_pgformat::wal_segment::{history_file_name, is_history_file_name, is_
 use leeward_pgformat::{TablespaceMap, TimelineId};
 use leeward_repository::catalog::Cluster;
 use leeward_repository::manifest::WalRecord;
+use leeward_repository::parallel;
 use leeward_repository::summary::BackupSummary;
 
 use super::could_not;
@@ -19,7 +20,6 @@ use super::settings::Settings;
 use super::tree::{Tree, Writer};
 use crate::configuration::{self, AUTO, Adoption, Files};
 use crate::error::{Error, ErrorKind, Result};
-use crate::parallel;
 
 /// As many WAL objects are fetched at once: each is one answer of the store away.
 const WAL_AT_ONCE: usize = 8;

@@ -16,10 +16,9 @@ mod unfinished;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use leeward_pgformat::{ControlFile, Lsn, RequiredSettings, TablespaceMap, TimelineId};
 use leeward_postgres::known_faults::recovery_warning;
 use leeward_repository::catalog::Cluster;
@@ -34,6 +33,7 @@ use crate::admission::UNFINISHED_CONTROL_FILE;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer, Phase};
 use crate::frames::Packs;
+use crate::pipeline::{self, Next, Receiver, StageResult};
 use crate::recovery::choose::{RecoveryPlan, RecoveryRoute, choose};
 use crate::recovery::replay::Requirements;
 use crate::recovery::sources::BackupRange;
@@ -51,6 +51,8 @@ const REMOTE_WORKERS: usize = 12;
 
 /// The disk is put to work whenever so much has been written, so that little is left to sync at the end.
 const SYNC_EVERY_BYTES: u64 = 256 << 20;
+/// How often it is looked whether so much has been written.
+const SYNC_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What is to be restored, and where to.
 #[derive(Clone, Debug)]
@@ -204,9 +206,6 @@ impl Run<'_> {
     /// Writes every file of the manifest but those set aside; returns them, and the bytes written.
     fn write_files(&self, workers: usize) -> Result<(SetAside, u64)> {
         let written = AtomicU64::new(0);
-        let stopped = AtomicBool::new(false);
-        let (jobs, work) = bounded(workers);
-        let (finished, ended) = bounded::<()>(0);
         let store = self.store.as_ref();
         let files = OpenFiles::default();
         let worker = Worker {
@@ -215,39 +214,35 @@ impl Run<'_> {
             files: &files,
             observe: self.observe,
             written: &written,
-            stopped: &stopped,
         };
-        let aside = std::thread::scope(|scope| {
+        let aside = pipeline::run(|pipeline| {
+            let (jobs, work) = pipeline.channel(workers);
+            let (writing, written_all) = pipeline.channel::<()>(0);
             let packs = Packs::new(
                 store,
                 self.cluster,
                 &self.summary.id,
                 self.manifest.sources(),
             );
-            let planner = Planner::new(self.tree, self.summary.major, packs, jobs, self.observe);
-            let planner = scope.spawn(move || planner.run(self.manifest));
-            let workers: Vec<_> = (0..workers)
-                .map(|_| {
-                    let (worker, work) = (&worker, work.clone());
-                    scope.spawn(move || worker.run(&work))
-                })
-                .collect();
-            drop(work);
-            let syncer = scope.spawn(|| keep_syncing(self.tree, &written, &ended));
-            let mut failure = None;
-            for worker in workers {
-                // The first failure is the one to tell.
-                if let Err(e) = joined(worker.join()) {
-                    failure.get_or_insert(e);
-                }
+            let mut planner =
+                Planner::new(self.tree, self.summary.major, packs, jobs, self.observe);
+            let planner = pipeline.spawn("plan", move || planner.run(self.manifest))?;
+            let mut writers = Vec::new();
+            for _ in 0..workers {
+                let (worker, work) = (&worker, work.clone());
+                writers.push(pipeline.spawn("write", move || worker.run(&work))?);
             }
-            let aside = joined(planner.join());
-            drop(finished);
-            let synced = joined(syncer.join());
-            match failure {
-                Some(e) => Err(e),
-                None => synced.and(aside),
+            let progress = &written;
+            let syncer = pipeline.spawn("sync", move || {
+                keep_syncing(self.tree, progress, &written_all)
+            })?;
+            for writer in writers {
+                writer.join()?;
             }
+            // Ends the syncer.
+            drop(writing);
+            syncer.join()?;
+            planner.join()
         })?;
         Ok((aside, written.load(Ordering::Relaxed)))
     }
@@ -344,10 +339,6 @@ pub(crate) fn required_settings(
         .because(e)
     })?;
     Ok(control.required_settings())
-}
-
-fn joined<T>(result: std::thread::Result<Result<T>>) -> Result<T> {
-    result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 pub(crate) fn open_manifest(
@@ -447,20 +438,17 @@ fn default_workers(location: &RepositoryUrl) -> usize {
     }
 }
 
-/// Syncs the target's file system whenever enough has been written, until the workers have ended.
-fn keep_syncing(tree: &Tree, written: &AtomicU64, ended: &Receiver<()>) -> Result<()> {
+/// Syncs the target's file system whenever enough has been written, until everything is.
+fn keep_syncing(tree: &Tree, written: &AtomicU64, written_all: &Receiver<()>) -> StageResult<()> {
     let mut synced = 0;
-    loop {
-        match ended.recv_deadline(Instant::now() + Duration::from_millis(50)) {
-            Err(RecvTimeoutError::Timeout) => {}
-            Ok(()) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
-        }
+    while written_all.recv_deadline(Instant::now() + SYNC_CHECK_INTERVAL)? != Next::End {
         let now = written.load(Ordering::Relaxed);
         if now - synced >= SYNC_EVERY_BYTES {
             tree.sync_file_systems()?;
             synced = now;
         }
     }
+    Ok(())
 }
 
 /// An operation on a file of the destination that failed.

@@ -5,7 +5,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crossbeam_channel::Sender;
 use leeward_postgres::data_directory::path_from_bytes;
 use leeward_repository::manifest::{
     Content, Entry, FileKind, FileRecord, ManifestReader, Run, WalRecord,
@@ -18,6 +17,7 @@ use crate::admission::{Admission, Several, admit};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer};
 use crate::frames::{Pack, Packs};
+use crate::pipeline::{Sender, StageResult};
 
 /// Stored bytes that one worker fetches at a time: enough to make a store's answer worth its delay.
 const JOB_BYTES: u64 = 4 << 20;
@@ -100,30 +100,25 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// Goes through the manifest; ends early, without an error of its own, when the workers have stopped.
-    pub(super) fn run(mut self, manifest: &ManifestReader) -> Result<SetAside> {
+    /// Goes through the manifest.
+    pub(super) fn run(&mut self, manifest: &ManifestReader) -> StageResult<SetAside> {
         for entry in manifest.entries() {
             match entry? {
                 Entry::Wal(record) => self.aside.wal.push(record),
-                Entry::File(record) => {
-                    if self.file(record)?.is_none() {
-                        return Ok(self.aside);
-                    }
-                }
+                Entry::File(record) => self.file(record)?,
             }
         }
-        // Nobody listening means that a worker has failed, and says why.
-        let _ = self.send();
-        Ok(self.aside)
+        self.send()?;
+        Ok(std::mem::take(&mut self.aside))
     }
 
-    fn file(&mut self, record: FileRecord) -> Result<Option<()>> {
+    fn file(&mut self, record: FileRecord) -> StageResult<()> {
         let place = match admit(&record, self.major)? {
             Admission::Place(place) => place,
             Admission::LeftOut(path, reason) => {
                 let left_out = format!("\"{}\" ({reason})", path.display());
                 self.aside.left_out.add(left_out);
-                return Ok(Some(()));
+                return Ok(());
             }
         };
         let is_others = record.owner.is_some();
@@ -166,13 +161,11 @@ impl<'a> Planner<'a> {
                     file.create(&self.tree.writer()?)?;
                 }
                 for run in runs {
-                    if self.place(&file, run)?.is_none() {
-                        return Ok(None);
-                    }
+                    self.place(&file, run)?;
                 }
             }
         }
-        Ok(Some(()))
+        Ok(())
     }
 
     /// The mode that a file gets: permission bits only. A file that was another user's is now the server's user's alone:
@@ -208,16 +201,15 @@ impl<'a> Planner<'a> {
         self.tree.writer()?.make_directory(place)
     }
 
-    /// Adds one run to the job that is being put together; `None` when nobody listens any more.
-    fn place(&mut self, file: &Arc<TargetFile>, run: Run) -> Result<Option<()>> {
+    /// Adds one run to the job that is being put together.
+    fn place(&mut self, file: &Arc<TargetFile>, run: Run) -> StageResult<()> {
         let pack = self.packs.get(run.source, run.pack)?;
         if self
             .job
             .as_ref()
             .is_some_and(|job| !continues(job, &pack, run.frame))
-            && self.send().is_none()
         {
-            return Ok(None);
+            self.send()?;
         }
         pack.frame(run.frame)?;
         let job = self.job.get_or_insert_with(|| Job {
@@ -238,13 +230,13 @@ impl<'a> Planner<'a> {
                 length: run.length,
             });
         }
-        Ok(Some(()))
+        Ok(())
     }
 
-    fn send(&mut self) -> Option<()> {
+    fn send(&mut self) -> StageResult<()> {
         match self.job.take() {
-            Some(job) => self.jobs.send(job).ok(),
-            None => Some(()),
+            Some(job) => self.jobs.send(job),
+            None => Ok(()),
         }
     }
 }

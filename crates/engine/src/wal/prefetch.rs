@@ -9,6 +9,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -101,7 +102,8 @@ pub fn prefetch(
     for _ in 0..PARALLEL {
         let prefetch = Arc::clone(&prefetch);
         // Nobody waits for them: one may be in the middle of a slow download when the process ends.
-        std::thread::spawn(move || prefetch.work());
+        let thread = std::thread::Builder::new().spawn(move || prefetch.work());
+        thread.map_err(|e| Error::failed("could not start a thread").because(e))?;
     }
     prefetch.attend(&watch, server.as_ref());
     prefetch.state().over = true;
@@ -189,7 +191,8 @@ impl Prefetch {
                     .unwrap_or_else(PoisonError::into_inner);
             };
             drop(state);
-            let fetched = self.fetch(segment);
+            // A panic counts as a failure: the call that asks for the segment fetches it itself.
+            let fetched = catch_unwind(AssertUnwindSafe(|| self.fetch(segment))).unwrap_or(false);
             let mut state = self.state();
             state.fetching -= 1;
             if !state.is_wanted(segment) || state.over {

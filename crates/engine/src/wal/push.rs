@@ -19,6 +19,7 @@ use leeward_pgformat::{SystemIdentifier, TimelineId};
 use leeward_repository::RepositoryError;
 use leeward_repository::catalog::{Cluster, Repository};
 use leeward_repository::layout;
+use leeward_repository::parallel;
 use leeward_repository::store::Store;
 use leeward_repository::url::RepositoryUrl;
 use leeward_repository::wal_archive::WalArchive;
@@ -27,7 +28,6 @@ use super::server::ServerDirectories;
 use super::spool::{FileMark, Identity, Marks};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer};
-use crate::parallel;
 use crate::repository::doing;
 
 /// One call takes at most so many files,
@@ -161,25 +161,29 @@ impl Push<'_> {
         // Where somebody else was there before, each file may be the first that contradicts.
         let at_once = if present { 1 } else { PARALLEL };
         let hopeless = AtomicBool::new(false);
-        parallel::for_each(&self.others(&ready, name), at_once, |(file, kind)| {
-            if hopeless.load(Ordering::Relaxed) {
-                return Ok(());
-            }
-            match self.store(&archive, file, *kind, whose) {
-                Ok((mark, present)) => {
-                    let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
-                    done.push((file.clone(), mark, present));
+        parallel::for_each(
+            &self.others(&ready, name),
+            at_once,
+            |(file, kind)| -> Result<()> {
+                if hopeless.load(Ordering::Relaxed) {
+                    return Ok(());
                 }
-                Err(error) => {
-                    hopeless.store(true, Ordering::Relaxed);
-                    (self.observe)(Event::Notice(format!(
-                        "\"{file}\" was not pushed along: {}",
-                        in_full(&error)
-                    )));
+                match self.store(&archive, file, *kind, whose) {
+                    Ok((mark, present)) => {
+                        let mut done = done.lock().unwrap_or_else(PoisonError::into_inner);
+                        done.push((file.clone(), mark, present));
+                    }
+                    Err(error) => {
+                        hopeless.store(true, Ordering::Relaxed);
+                        (self.observe)(Event::Notice(format!(
+                            "\"{file}\" was not pushed along: {}",
+                            in_full(&error)
+                        )));
+                    }
                 }
-            }
-            Ok(())
-        })?;
+                Ok(())
+            },
+        )?;
         let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
         let outcome = PushOutcome {
             stored: done.len() as u64,

@@ -36,6 +36,8 @@ mod resume;
 mod settle;
 mod slot;
 mod storer;
+#[cfg(test)]
+mod storer_tests;
 mod stream;
 
 pub use bell::Stop;
@@ -346,6 +348,7 @@ impl Receiver<'_> {
                         }
                         self.stop.wait(until);
                         self.tell();
+                        self.check()?;
                     }
                 }
                 Err(error) => {

@@ -1,4 +1,5 @@
 //! Commands over a repository in memory: what they bring, and what becomes of them when something fails.
 
+mod failures;
 mod round_trip;
 mod world;

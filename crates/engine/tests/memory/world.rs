@@ -62,8 +62,8 @@ impl World {
         self.folder.path().join(name)
     }
 
-    pub fn restore(&self, to: &str) -> Result<RestoreOutcome> {
-        let options = RestoreOptions {
+    pub fn restore_options(&self, to: &Path) -> RestoreOptions {
+        RestoreOptions {
             cluster: None,
             backup: None,
             recovery: RecoveryOptions {
@@ -74,10 +74,14 @@ impl World {
                 standby: None,
                 restore_command: "leeward wal get".to_owned(),
             },
-            to: self.path(to),
+            to: to.to_owned(),
             tablespaces: Vec::new(),
             threads: Some(2),
-        };
+        }
+    }
+
+    pub fn restore(&self, to: &str) -> Result<RestoreOutcome> {
+        let options = self.restore_options(&self.path(to));
         restore(&self.store, &options, &|_| {})
     }
 

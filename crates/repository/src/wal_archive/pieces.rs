@@ -2,7 +2,6 @@
 
 use std::io::{self, Read, Write};
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use leeward_pgformat::wal_segment::{WAL_LONG_HEADER_SIZE, WAL_PAGE_SIZE};
 use leeward_pgformat::{
@@ -17,6 +16,7 @@ use super::workplace::Workplace;
 use super::{PIECE_BYTES_LIMIT, Piece, Stored, WalArchive};
 use crate::hash::Hash;
 use crate::layout;
+use crate::parallel;
 use crate::repository_error::RepositoryError;
 use crate::store::{Key, list_all};
 use crate::wal_object::{WalFacts, WalSource};
@@ -169,7 +169,8 @@ impl WalArchive {
         while !left.is_empty() {
             let (batch, rest) = left.split_at(batch_length(left));
             left = rest;
-            for piece in in_parallel(batch, |range| self.read_piece(segment, size, range))? {
+            let read = |range: &Range<Lsn>| self.read_piece(segment, size, range);
+            for piece in parallel::map(batch, AT_ONCE, read)? {
                 let mut fresh = &piece.bytes[..];
                 match &before {
                     Some(before) => fresh = piece.behind(before)?,
@@ -241,7 +242,9 @@ impl WalArchive {
             Err(error) => return Err(error.into()),
         }
         let pieces = self.piece_keys(segment, size)?;
-        in_parallel(&pieces, |(_, key)| Ok(self.store.delete(key)?))?;
+        parallel::for_each(&pieces, AT_ONCE, |(_, key)| {
+            self.store.delete(key).map_err(RepositoryError::from)
+        })?;
         Ok(pieces.len() as u64)
     }
 
@@ -379,45 +382,6 @@ fn batch_length(chain: &[Range<Lsn>]) -> usize {
         })
         .count();
     fitting.max(1)
-}
-
-/// Calls `work` on each of `items`, several at a time; answers in the items' order, or the first failure.
-fn in_parallel<T: Sync, R: Send>(
-    items: &[T],
-    work: impl Fn(&T) -> Result<R, RepositoryError> + Sync,
-) -> Result<Vec<R>, RepositoryError> {
-    if let [item] = items {
-        return Ok(vec![work(item)?]);
-    }
-    let next = AtomicUsize::new(0);
-    let one_after_another = || {
-        let mut done = Vec::new();
-        loop {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some(item) = items.get(index) else {
-                return Ok(done);
-            };
-            match work(item) {
-                Ok(result) => done.push((index, result)),
-                Err(error) => {
-                    next.store(items.len(), Ordering::Relaxed);
-                    return Err(error);
-                }
-            }
-        }
-    };
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..AT_ONCE.min(items.len()))
-            .map(|_| scope.spawn(one_after_another))
-            .collect();
-        let mut done = Vec::with_capacity(items.len());
-        for worker in workers {
-            let joined = worker.join();
-            done.extend(joined.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
-        }
-        done.sort_unstable_by_key(|(index, _)| *index);
-        Ok(done.into_iter().map(|(_, result)| result).collect())
-    })
 }
 
 #[cfg(test)]

@@ -133,20 +133,19 @@ impl Receiver<'_> {
         // None of them is waited for at the end: a store that does not answer may hold them for minutes, and whatever
         // they do is safe to break off.
         let (storing, sweeping) = (storer.clone(), storer.clone());
-        let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
-        thread("store")
-            .spawn(move || storing.run())
+        queue
+            .spawn("store", move || storing.run())
             .map_err(threads)?;
-        thread("sweep")
-            .spawn(move || sweeping.sweep())
+        queue
+            .spawn("sweep", move || sweeping.sweep())
             .map_err(threads)?;
         let (watched, target, slot) = (
             Arc::clone(&queue),
             self.target.clone(),
             self.options.slot.clone(),
         );
-        thread("watch")
-            .spawn(move || watch(&watched, &target, &slot))
+        queue
+            .spawn("watch", move || watch(&watched, &target, &slot))
             .map_err(threads)?;
         self.desk = Some(Desk {
             system_identifier,

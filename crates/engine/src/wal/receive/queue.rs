@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -104,6 +105,22 @@ impl Queue {
             folder,
             interval,
         }
+    }
+
+    /// Spawns a thread that works on the queue. Its panic ends the receiver, as a failure does.
+    pub(super) fn spawn(
+        self: &Arc<Self>,
+        name: &'static str,
+        work: impl FnOnce() + Send + 'static,
+    ) -> io::Result<()> {
+        let queue = Arc::clone(self);
+        let thread = std::thread::Builder::new().name(name.to_owned());
+        let thread = thread.spawn(move || {
+            if catch_unwind(AssertUnwindSafe(work)).is_err() {
+                queue.fail(Error::failed(format!("the thread \"{name}\" panicked")));
+            }
+        });
+        thread.map(drop)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
