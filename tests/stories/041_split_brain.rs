@@ -153,7 +153,7 @@ fn pushed_and_streamed(major: u32) {
             .expect_words(&[
                 &format!("object \"main/wal/00000002/{first}.zst\""),
                 &format!("WAL \"{first}\""),
-                "nothing was overwritten",
+                "the archive keeps the one that is there",
             ]);
         assert!(archive.snapshot() == before, "{:?}", archive.objects());
         assert_eq!(slot(), held, "the server was told nothing");

@@ -1,17 +1,17 @@
 //! The repository as a command meets it: opened or created, held by a lease, rid of what an earlier run left unfinished.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use leeward_pgformat::{SystemIdentifier, TimelineId};
 use leeward_repository::catalog::{Cluster, Repository};
-use leeward_repository::lease::{Lease, LeaseError, LeaseOptions, probe_conditional_writes};
+use leeward_repository::conditional_writes::{ComparingStore, are_honored};
+use leeward_repository::lease::{Lease, LeaseError, LeaseOptions, LeaseWait};
 use leeward_repository::repository_error::RepositoryError;
 use leeward_repository::store::Store;
-use leeward_repository::url::RepositoryUrl;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer};
-use crate::frames::stored;
 
 /// Opens the repository, creating it where there is none, and the cluster's folder in it.
 pub(crate) fn open_or_create(
@@ -55,23 +55,85 @@ pub(crate) fn open(store: &Arc<dyn Store>, name: Option<&str>) -> Result<Cluster
     Ok(repository.cluster(&name)?)
 }
 
-/// Takes the cluster's lease for `what`. A bucket is asked first whether it honours conditional writes; one that does not
-/// gets claims instead.
-pub(crate) fn take_lease(store: &Arc<dyn Store>, cluster: &str, what: &str) -> Result<Lease> {
-    let conditional_writes = match store.location() {
-        RepositoryUrl::Local(_) => true,
-        RepositoryUrl::Bucket { .. } => probe_conditional_writes(store.as_ref()).map_err(|e| {
-            stored(
-                "could not find out whether the store honours conditional writes".to_owned(),
+/// The store as commands that write use it.
+#[derive(Clone, Debug)]
+pub(crate) struct Writable {
+    /// Where it ignores the conditions of writes, it looks before and after them in their place.
+    pub store: Arc<dyn Store>,
+    /// Whether it honors the conditions of writes.
+    pub conditional_writes: bool,
+}
+
+impl Writable {
+    /// Finds out whether the store honors the conditions of writes, and tells if it does not.
+    pub(crate) fn open(store: &Arc<dyn Store>, observe: Observer<'_>) -> Result<Self> {
+        let conditional_writes = are_honored(store.as_ref()).map_err(|e| {
+            doing(
+                "could not find out whether the store honors conditional writes",
                 e,
             )
-        })?,
-    };
-    let options = LeaseOptions {
+        })?;
+        if !conditional_writes {
+            observe(Event::Notice(format!(
+                "The store at {} ignores conditional writes, so objects are compared before and after they are written: let no two \
+                 servers archive the same timeline there.",
+                store.location()
+            )));
+        }
+        Ok(Self::known(Arc::clone(store), conditional_writes))
+    }
+
+    /// The same where it is known whether the store honors the conditions of writes.
+    pub(crate) fn known(store: Arc<dyn Store>, conditional_writes: bool) -> Self {
+        Self {
+            store: match conditional_writes {
+                true => store,
+                false => Arc::new(ComparingStore::new(store)),
+            },
+            conditional_writes,
+        }
+    }
+}
+
+/// Why a lease is waited for.
+fn waiting(cluster: &str, wait: &LeaseWait<'_>) -> String {
+    let seconds = wait.left.as_secs_f64().ceil();
+    match wait.holder {
+        Some(holder) => format!(
+            "Cluster \"{cluster}\" was last in use by a {holder}, which may be dead: it is taken over in {seconds} s unless its lease is renewed."
+        ),
+        None => format!(
+            "The lease of cluster \"{cluster}\" cannot be read: it is taken over in {seconds} s unless somebody renews it."
+        ),
+    }
+}
+
+/// Takes the cluster's lease for `what`: by claims where the store ignores the conditions of writes.
+pub(crate) fn take_lease(
+    writable: &Writable,
+    cluster: &str,
+    what: &str,
+    observe: Observer<'_>,
+) -> Result<Lease> {
+    let Writable {
+        store,
         conditional_writes,
+    } = writable;
+    let options = LeaseOptions {
+        conditional_writes: *conditional_writes,
         ..LeaseOptions::default()
     };
-    Lease::acquire(Arc::clone(store), cluster, what, &options).map_err(|e| {
+    let told = Cell::new(false);
+    let tell = |wait: &LeaseWait<'_>| {
+        if !told.replace(true) {
+            observe(Event::Notice(waiting(cluster, wait)));
+        }
+        observe(Event::Waiting {
+            what: "the holder of the lease",
+            left: wait.left,
+        });
+    };
+    Lease::acquire(Arc::clone(store), cluster, what, &options, &tell).map_err(|e| {
         let kind = if matches!(e, LeaseError::Held { .. }) {
             ErrorKind::Held
         } else {

@@ -49,6 +49,34 @@ pub enum StoreError {
         /// The size the object has.
         size_bytes: u64,
     },
+    /// An object is longer than any of its kind.
+    #[error(
+        "object \"{key}\" in {location} has {size_bytes} bytes, and an object of its kind at most {limit_bytes}"
+    )]
+    TooLarge {
+        /// The object.
+        key: Key,
+        /// The repository.
+        location: RepositoryUrl,
+        /// The size it has.
+        size_bytes: u64,
+        /// The most bytes that are read.
+        limit_bytes: u64,
+    },
+    /// A folder holds more than any of its kind.
+    #[error(
+        "folder \"{folder}\" in {location} holds more than {limit} {what}, which no folder of its kind does"
+    )]
+    TooMany {
+        /// The folder; empty for the repository itself.
+        folder: String,
+        /// The repository.
+        location: RepositoryUrl,
+        /// Of what, in the plural.
+        what: &'static str,
+        /// The most that are looked at.
+        limit: u64,
+    },
     /// A name that no object can have.
     #[error(transparent)]
     InvalidKey(#[from] InvalidKey),
@@ -248,6 +276,8 @@ impl StoreError {
             | StoreError::AlreadyExists { .. }
             | StoreError::Conflict { .. }
             | StoreError::Truncated { .. }
+            | StoreError::TooLarge { .. }
+            | StoreError::TooMany { .. }
             | StoreError::InvalidKey(_)
             | StoreError::Io { .. } => None,
         }

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! leeward.json                               the repository's id and format version
+//! store-<hash>.json                          whether the store honors conditional writes, as it was probed
 //! <cluster>/cluster.json                     system identifier, timelines seen
 //! <cluster>/lease.json                       who works here now
 //! <cluster>/backups/<id>/backup.json         the summary; its presence is the commit
@@ -18,6 +19,7 @@ use std::ops::Range;
 use leeward_pgformat::{Lsn, TimelineId};
 
 use crate::backup_id::BackupId;
+use crate::hash::Hash;
 use crate::repository_error::RepositoryError;
 use crate::store::{Key, StoreError};
 
@@ -31,6 +33,16 @@ fn key(text: String) -> Result<Key, RepositoryError> {
 /// `leeward.json`.
 pub fn repository() -> Result<Key, RepositoryError> {
     key(REPOSITORY_FILE.to_owned())
+}
+
+/// `store-<hash>.json`, the hash being of the endpoint and the repository's address.
+pub fn probe(endpoint: &str, repository: &str) -> Result<Key, RepositoryError> {
+    let hash = Hash::of_parts(&[endpoint.as_bytes(), b"\0", repository.as_bytes()]);
+    let digits: String = hash.0[..6]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    key(format!("store-{digits}.json"))
 }
 
 /// `<cluster>/cluster.json`.

@@ -6,6 +6,7 @@ pub mod backup_id;
 mod backup_wal;
 pub mod catalog;
 pub mod codec;
+pub mod conditional_writes;
 mod document;
 pub mod error;
 mod fields;

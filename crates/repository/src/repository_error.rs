@@ -202,7 +202,12 @@ impl RepositoryError {
     pub fn is_damage(&self) -> bool {
         match self {
             Self::Damaged { .. } | Self::WalDamaged { .. } => true,
-            Self::Store(error) => matches!(**error, StoreError::Truncated { .. }),
+            Self::Store(error) => matches!(
+                **error,
+                StoreError::Truncated { .. }
+                    | StoreError::TooLarge { .. }
+                    | StoreError::TooMany { .. }
+            ),
             _ => false,
         }
     }
@@ -230,7 +235,7 @@ impl RepositoryError {
                 "restore the object from another copy of the repository, or use another backup",
             ),
             Self::WalConflict { .. } => Some(
-                "two servers wrote the same timeline, or one file is damaged: compare the two with pg_waldump; nothing was overwritten",
+                "two servers wrote the same timeline, or one file is damaged: compare the two with pg_waldump; the archive keeps the one that is there",
             ),
             Self::WalDamaged { .. } => Some(
                 "recovery cannot go past this LSN: look for a sound copy of the file on another server, and take a new backup",

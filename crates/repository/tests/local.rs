@@ -1,5 +1,7 @@
 //! The local store: the contract, and what only a directory can get wrong.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Barrier;
@@ -9,6 +11,7 @@ use std::thread;
 use bytes::Bytes;
 use leeward_repository::store::local::LocalStore;
 use leeward_repository::store::{Store, StoreError, list_all};
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities};
 
 mod contract;
 use contract::{bytes, key};
@@ -260,4 +263,86 @@ fn strangers_files_are_left_alone() {
         &std::fs::metadata(&root).expect("known").permissions(),
     );
     assert_eq!(mode & 0o777, 0o700, "a repository is for its owner only");
+}
+
+#[test]
+fn pipes_and_devices_are_no_objects() {
+    let (folder, store) = store();
+    let root = folder.path().join("some/where");
+    std::fs::create_dir_all(&root).expect("a directory");
+    let status = Command::new("mkfifo")
+        .arg(root.join("pipe"))
+        .status()
+        .expect("run");
+    assert!(status.success());
+    std::os::unix::fs::symlink("/dev/zero", root.join("device")).expect("a link");
+    // A read of either would never end.
+    for name in ["pipe", "device"] {
+        let place = key(name);
+        let absent = |result: Result<(), StoreError>| {
+            assert!(
+                matches!(result, Err(StoreError::NotFound { .. })),
+                "{name}: {result:?}"
+            );
+        };
+        absent(store.get(&place).map(drop));
+        absent(store.get_range(&place, 0..1).map(drop));
+        absent(store.get_start(&place, 1).map(drop));
+        absent(store.size(&place).map(drop));
+    }
+    assert_eq!(list_all(&store, "").expect("listed"), []);
+}
+
+/// Whether the folders of the store can be opened, and so be synced, or only be written to.
+fn let_open(folder: &Path, open: bool) {
+    let mode = if open { 0o700 } else { 0o300 };
+    std::fs::set_permissions(folder, Permissions::from_mode(mode)).expect("the mode is set");
+}
+
+#[test]
+fn what_is_there_is_told_only_once_its_folder_is_synced() {
+    // Root could open the folder all the same. Capabilities are the thread's, and nothing else runs on this one.
+    let nothing = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
+    set_capabilities(None, nothing).expect("given up");
+    let (folder, store) = store();
+    let wal = folder.path().join("some/where/wal");
+    let (small, large) = (key("wal/small"), key("wal/large"));
+    let create = || store.create(&small, Bytes::from_static(b"content"));
+    let upload = || {
+        let mut upload = store.upload(&large)?;
+        upload.write(b"content")?;
+        upload.finish().map(drop)
+    };
+    store
+        .create(&key("wal/other"), Bytes::new())
+        .expect("created");
+
+    let_open(&wal, false);
+    let unsynced = |result: Result<(), StoreError>| {
+        let text = result.expect_err("the folder cannot be synced").to_string();
+        assert!(text.starts_with("could not sync"), "{text}");
+    };
+    for _ in 0..2 {
+        unsynced(create());
+        unsynced(upload());
+    }
+    let_open(&wal, true);
+    for result in [create(), upload()] {
+        assert!(
+            matches!(result, Err(StoreError::AlreadyExists { .. })),
+            "{result:?}"
+        );
+    }
+
+    let_open(&wal, false);
+    for _ in 0..2 {
+        unsynced(store.delete(&small));
+    }
+    let_open(&wal, true);
+    store.delete(&small).expect("deleted");
+    store.delete(&key("nowhere/at/all")).expect("no error");
 }

@@ -1,11 +1,19 @@
 //! The remote store on a real S3 server, as it is and behind a proxy that loses, delays and refuses.
 
-use std::sync::Arc;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use leeward_repository::store::{self, RemoteProblem, Secret, Store, StoreError, StoreOptions};
+use leeward_repository::RepositoryError;
+use leeward_repository::conditional_writes::are_honored;
+use leeward_repository::store::memory::MemoryStore;
+use leeward_repository::store::{
+    self, RemoteProblem, Secret, Store, StoreError, StoreOptions, list_all,
+};
 use leeward_repository::url::RepositoryUrl;
 use leeward_tests::faults::{Fault, FaultProxy};
 use leeward_tests::s3::{ACCESS_KEY_ID, BUCKET, S3Server, SECRET_ACCESS_KEY, free_address};
@@ -154,7 +162,8 @@ fn a_silent_server_is_asked_again() {
     let mut upload = store.upload(&place).expect("begun");
     upload.write(&content).expect("written");
     assert_eq!(upload.finish().expect("finished"), 12 << 20);
-    assert!(store.get(&place).expect("read")[..] == content[..]);
+    let whole = store.get_range(&place, 0..12 << 20).expect("read");
+    assert!(whole[..] == content[..]);
     assert!(proxy.injected() >= 4, "{}", proxy.injected());
 }
 
@@ -345,4 +354,154 @@ fn tls_with_an_authority_of_ones_own() {
         error.to_string().contains("holds no certificate"),
         "{error}"
     );
+}
+
+/// An endpoint where every connection is handed to `serve`.
+fn serving(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> String {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+    let address = listener.local_addr().expect("its address");
+    let serve = Arc::new(serve);
+    thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let serve = Arc::clone(&serve);
+            thread::spawn(move || serve(client));
+        }
+    });
+    format!("http://{address}")
+}
+
+/// The head of an answer that promises `length` bytes of an object of `size`.
+fn head(status: &str, length: u64, range: &str) -> String {
+    format!(
+        "HTTP/1.1 {status}\r\nContent-Length: {length}\r\n{range}ETag: \"1\"\r\n\
+         Last-Modified: Sat, 28 Nov 2026 02:30:00 GMT\r\n\r\n"
+    )
+}
+
+/// Waits for the head of a request, and answers it.
+fn answer(client: &mut TcpStream, answer: &[u8]) {
+    let mut request = Vec::new();
+    let mut byte = [0];
+    while !request.ends_with(b"\r\n\r\n") && client.read(&mut byte).is_ok_and(|read| read == 1) {
+        request.push(byte[0]);
+    }
+    let _ = client.write_all(answer);
+}
+
+/// A store that gives up soon.
+fn impatient(endpoint: String) -> Arc<dyn Store> {
+    let url = format!("s3://{BUCKET}");
+    open_url(
+        &url,
+        &StoreOptions {
+            patience: Duration::from_millis(300),
+            retry_for: Duration::from_millis(500),
+            ..options(endpoint)
+        },
+    )
+}
+
+#[test]
+fn a_server_that_accepts_and_says_nothing_is_given_up() {
+    let connections = Mutex::new(Vec::new());
+    let store = impatient(serving(move |client| {
+        connections.lock().expect("no panic").push(client);
+    }));
+    let place = key("x");
+    let (_, version) = {
+        let memory = MemoryStore::bucket();
+        memory.put(place.clone(), &b"x"[..]);
+        memory.get_versioned(&place).expect("read").expect("there")
+    };
+    let upload = |length: usize| {
+        let mut upload = store.upload(&key("large"))?;
+        upload.write(&bytes(length, 1))?;
+        upload.finish().map(drop)
+    };
+    for (what, result) in [
+        ("get", store.get(&place).map(drop)),
+        ("get_range", store.get_range(&place, 0..9).map(drop)),
+        ("get_start", store.get_start(&place, 9).map(drop)),
+        ("size", store.size(&place).map(drop)),
+        ("create", store.create(&place, Bytes::from_static(b"x"))),
+        (
+            "replace",
+            store
+                .replace(&place, Bytes::from_static(b"y"), &version)
+                .map(drop),
+        ),
+        (
+            "overwrite",
+            store.overwrite(&place, Bytes::from_static(b"y")).map(drop),
+        ),
+        ("small upload", upload(10)),
+        ("large upload", upload(9 << 20)),
+        ("list", list_all(&*store, "").map(drop)),
+        ("list_folders", store.list_folders("").map(drop)),
+        ("delete", store.delete(&place)),
+        ("probe", are_honored(&*store).map(drop).map_err(stored)),
+    ] {
+        match result {
+            Err(StoreError::Remote {
+                problem: RemoteProblem::TimedOut,
+                ..
+            }) => {}
+            other => panic!("{what}: {other:?}"),
+        }
+    }
+}
+
+fn stored(error: RepositoryError) -> StoreError {
+    match error {
+        RepositoryError::Store(error) => *error,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_body_that_never_ends_is_given_up() {
+    // One byte now and then is a sign of life, and would bring 64 KiB in an hour.
+    let store = impatient(serving(|mut client| {
+        let length = 64 << 10;
+        let range = format!("Content-Range: bytes 0-{}/{length}\r\n", length - 1);
+        answer(
+            &mut client,
+            head("206 Partial Content", length, &range).as_bytes(),
+        );
+        while client.write_all(b"x").is_ok() {
+            thread::park_timeout(Duration::from_millis(50));
+        }
+    }));
+    let result = store.get_range(&key("x"), 0..64 << 10);
+    assert!(
+        matches!(
+            result,
+            Err(StoreError::Remote {
+                problem: RemoteProblem::TimedOut,
+                ..
+            })
+        ),
+        "{result:?}"
+    );
+}
+
+#[test]
+fn a_length_is_not_believed_before_it_is_checked() {
+    const HUGE: u64 = 1 << 60;
+    let whole = impatient(serving(|mut client| {
+        answer(&mut client, head("200 OK", HUGE, "").as_bytes());
+    }));
+    match whole.get(&key("x")) {
+        Err(StoreError::TooLarge { size_bytes, .. }) => assert_eq!(size_bytes, HUGE),
+        other => panic!("{other:?}"),
+    }
+    let part = impatient(serving(|mut client| {
+        let range = format!("Content-Range: bytes 0-{}/{HUGE}\r\n", HUGE - 1);
+        answer(
+            &mut client,
+            head("206 Partial Content", HUGE, &range).as_bytes(),
+        );
+    }));
+    assert!(part.get_range(&key("x"), 0..9).is_err());
+    assert!(part.get_start(&key("x"), 9).is_err());
 }

@@ -28,7 +28,7 @@ use super::server::ServerDirectories;
 use super::spool::{FileMark, Identity, Marks};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer};
-use crate::repository::doing;
+use crate::repository::{Writable, doing};
 
 /// One call takes at most so many files,
 const BATCH_FILES: usize = 64;
@@ -250,10 +250,19 @@ impl Push<'_> {
         let name = &self.options.cluster;
         let before = self.marks.identity.take();
         let before = before.filter(|identity| identity.system_identifier == whose);
+        let endpoint = store.endpoint().unwrap_or_default().to_owned();
         let known = before.as_ref().is_some_and(|identity| {
             identity.timelines.contains(&timeline)
+                && identity.endpoint == endpoint
                 && (identity.seen_at..=identity.seen_at + IDENTITY_SECONDS).contains(&now)
         });
+        let Writable {
+            store,
+            conditional_writes,
+        } = match &before {
+            Some(identity) if known => Writable::known(store, identity.conditional_writes),
+            _ => Writable::open(&store, self.observe)?,
+        };
         // A repository that was there and is not any more is a file system that is not mounted, or worse: no new one is
         // begun in its place. In a directory the look costs nothing.
         let local = matches!(store.location(), RepositoryUrl::Local(_));
@@ -288,6 +297,8 @@ impl Push<'_> {
             system_identifier: whose,
             timelines,
             seen_at: now,
+            endpoint,
+            conditional_writes,
         });
         Ok((cluster, true))
     }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use leeward_pgformat::{SystemIdentifier, TimelineId};
 use leeward_repository::hash::Hash;
 
-const TITLE: &str = "leeward pushed 1";
+const TITLE: &str = "leeward pushed 2";
 
 /// A file as it was when it was pushed. Whoever writes to a file, or puts another in its place, changes this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +56,10 @@ pub(super) struct Identity {
     pub timelines: Vec<TimelineId>,
     /// When that was, in seconds since 1970.
     pub seen_at: i64,
+    /// Where requests went then; empty for a directory.
+    pub endpoint: String,
+    /// Whether the store there honors the conditions of writes.
+    pub conditional_writes: bool,
 }
 
 impl Marks {
@@ -98,6 +102,8 @@ impl Marks {
             self.identity = Some(Identity {
                 system_identifier: SystemIdentifier(identifier.parse().ok()?),
                 seen_at: words.next()?.parse().ok()?,
+                conditional_writes: words.next()?.parse().ok()?,
+                endpoint: words.next()?.to_owned(),
                 timelines: words
                     .map(|word| word.parse().ok().map(TimelineId))
                     .collect::<Option<_>>()?,
@@ -126,7 +132,17 @@ impl Marks {
     fn text(&self) -> String {
         let mut text = format!("{TITLE}\n{}\n", self.target);
         if let Some(identity) = &self.identity {
-            let _ = write!(text, "{} {}", identity.system_identifier, identity.seen_at);
+            let Identity {
+                system_identifier,
+                seen_at,
+                endpoint,
+                conditional_writes,
+                ..
+            } = identity;
+            let _ = write!(
+                text,
+                "{system_identifier} {seen_at} {conditional_writes} {endpoint}"
+            );
             for timeline in &identity.timelines {
                 let _ = write!(text, " {timeline}");
             }
@@ -232,6 +248,8 @@ mod tests {
                 system_identifier: SystemIdentifier(u64::MAX - 1),
                 timelines: vec![TimelineId(1), TimelineId(7)],
                 seen_at: 1_795_000_000,
+                endpoint: "https://store.example:9000".to_owned(),
+                conditional_writes: false,
             }),
             files: BTreeMap::from([
                 (

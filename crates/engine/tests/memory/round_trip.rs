@@ -7,6 +7,7 @@ use leeward_engine::catalog;
 use leeward_engine::wal::list::list;
 use leeward_engine::wal::{GetOutcome, PushOutcome};
 use leeward_fixtures::control_file;
+use leeward_repository::store::memory::{Action, Fault, FaultPoint};
 use leeward_repository::wal_archive::WalArchive;
 
 use crate::world::{BACKUP, World, files, files_in_archive, wal};
@@ -109,8 +110,47 @@ fn other_wal_is_never_put_in_place() {
     let world = World::new();
     let server = world.server("server");
     let paths = server.write_wal(&wal(2, 5));
-    let before = world.memory.objects();
+    let before = world.objects();
     let error = world.push(&paths[0]).expect_err("other WAL");
     assert!(error.to_string().contains("could not archive"), "{error}");
-    assert_eq!(world.memory.objects(), before);
+    assert_eq!(world.objects(), before);
+}
+
+#[test]
+fn a_store_that_ignores_conditions_keeps_the_wal_it_has() {
+    let world = World::new();
+    world
+        .memory
+        .inject(FaultPoint::new(Fault::IgnoreCondition).on(&[
+            Action::Create,
+            Action::Replace,
+            Action::Finish,
+        ]));
+    let server = world.server("server");
+    let paths = server.write_wal(&wal(2, 5));
+    let before = world.objects();
+    for path in &paths {
+        let (outcome, told) = world.push_and_listen(path);
+        let error = outcome.expect_err("other WAL");
+        assert!(error.to_string().contains("could not archive"), "{error}");
+        assert!(told.contains("ignores conditional writes"), "{told}");
+    }
+    assert_eq!(world.objects(), before);
+
+    // It is known for a while, and said once.
+    let paths = world.server("another").write_wal(&wal(1, 6));
+    let (outcome, told) = world.push_and_listen(&paths[5]);
+    assert_eq!(outcome.expect("pushed").stored, 6);
+    assert!(told.contains("ignores conditional writes"), "{told}");
+    let paths = world.server("another").write_wal(&wal(1, 7));
+    world.memory.clear_operations();
+    let (outcome, told) = world.push_and_listen(&paths[6]);
+    assert_eq!(outcome.expect("pushed").stored, 7);
+    assert_eq!(told, "");
+    let asked = world.memory.operations();
+    assert!(
+        asked
+            .iter()
+            .all(|operation| !operation.key.starts_with("store-"))
+    );
 }

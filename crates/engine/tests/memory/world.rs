@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use leeward_engine::error::Result;
+use leeward_engine::event::Event;
 use leeward_engine::export::{ExportOutcome, ExportTo, export};
 use leeward_engine::recovery::{RecoveryOptions, RecoveryTarget, TargetAction, TimelineSelection};
 use leeward_engine::restore::{RestoreOptions, RestoreOutcome, restore};
@@ -14,6 +15,7 @@ use leeward_engine::wal::{GetMeans, GetOptions, GetOutcome, PushOptions, PushOut
 use leeward_fixtures::{Backup, SYSTEM_IDENTIFIER, Server, Wal, archive, first_record, record_end};
 use leeward_pgformat::{TimelineId, WalSegmentSize};
 use leeward_repository::catalog::{Cluster, Repository};
+use leeward_repository::hash::Hash;
 use leeward_repository::store::Store;
 use leeward_repository::store::memory::MemoryStore;
 
@@ -56,6 +58,17 @@ impl World {
             backup,
             folder: tempfile::tempdir().expect("a directory"),
         }
+    }
+
+    /// The repository's objects by their hashes, but for what is remembered of the store.
+    pub fn objects(&self) -> BTreeMap<String, Hash> {
+        let objects = self.memory.objects();
+        let objects = objects
+            .iter()
+            .map(|(key, content)| (key.to_string(), Hash::of(content)));
+        objects
+            .filter(|(key, _)| !key.starts_with("store-"))
+            .collect()
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -107,13 +120,24 @@ impl World {
     }
 
     pub fn push(&self, path: &Path) -> Result<PushOutcome> {
+        self.push_and_listen(path).0
+    }
+
+    /// Pushes; returns what it told, too.
+    pub fn push_and_listen(&self, path: &Path) -> (Result<PushOutcome>, String) {
         let options = PushOptions {
             repository: self.store.location().clone(),
             cluster: CLUSTER.to_owned(),
             path: path.to_owned(),
             level: 1,
         };
-        push(&|| Ok(Arc::clone(&self.store)), &options, &|_| {})
+        let told = Mutex::new(String::new());
+        let outcome = push(&|| Ok(Arc::clone(&self.store)), &options, &|event| {
+            if let Event::Notice(text) = event {
+                told.lock().expect("no panic").push_str(&text);
+            }
+        });
+        (outcome, told.into_inner().expect("no panic"))
     }
 
     pub fn get(&self, server: &Server, name: &str) -> Result<GetOutcome> {

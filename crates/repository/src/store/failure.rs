@@ -26,6 +26,11 @@ pub(super) enum Cause {
     Precondition,
     /// The object ends before the range does.
     RangeBeyondEnd,
+    /// The object has more bytes than are read.
+    TooLarge {
+        size_bytes: u64,
+        limit_bytes: u64,
+    },
     Problem(RemoteProblem),
 }
 
@@ -63,6 +68,15 @@ impl Failure {
             Again::Yes,
             true,
         )
+    }
+
+    /// The object is longer than what is read.
+    pub(super) fn too_large(size_bytes: u64, limit_bytes: u64) -> Failure {
+        let cause = Cause::TooLarge {
+            size_bytes,
+            limit_bytes,
+        };
+        Failure::new(cause, Again::No, false)
     }
 
     /// The object ends before the range does.

@@ -21,7 +21,10 @@ use super::local_file::{
     Placing, StreamedFile, TemporaryFile, create_folders, is_hidden, is_leftover, is_temporary,
     sync_folder,
 };
-use super::{Key, ObjectInfo, ObjectVersion, Store, Upload};
+use super::{
+    Key, LISTED_OBJECTS_LIMIT, ObjectInfo, ObjectVersion, SMALL_OBJECT_BYTES_LIMIT, Store, Upload,
+    too_many,
+};
 use crate::error::StoreError;
 use crate::url::RepositoryUrl;
 
@@ -81,9 +84,14 @@ impl LocalStore {
     }
 
     fn open(&self, key: &Key) -> Result<(File, u64), StoreError> {
-        let opened = File::open(self.path(key)).and_then(|file| Ok((file.metadata()?, file)));
+        // A pipe that somebody put there would wait for a writer, and a device has no end: neither is an object.
+        let opened = OpenOptions::new()
+            .read(true)
+            .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
+            .open(self.path(key))
+            .and_then(|file| Ok((file.metadata()?, file)));
         match opened {
-            Ok((metadata, _)) if metadata.is_dir() => Err(self.not_found(key)),
+            Ok((metadata, _)) if !metadata.is_file() => Err(self.not_found(key)),
             Ok((metadata, file)) => Ok((file, metadata.len())),
             Err(error) => Err(self.read_error(key, error)),
         }
@@ -140,6 +148,18 @@ impl LocalStore {
         }
     }
 
+    /// Syncs the folder in which an object would lie, or the nearest one above that exists.
+    fn sync_nearest_folder(&self, object: &Path) -> Result<(), StoreError> {
+        let folders = object.ancestors().skip(1);
+        match folders
+            .take_while(|folder| folder.starts_with(&self.root))
+            .find(|folder| folder.is_dir())
+        {
+            Some(folder) => sync_folder(folder),
+            None => Ok(()),
+        }
+    }
+
     /// Removes the folder of a deleted object and its parents, as far as they are empty, leftovers aside.
     fn remove_empty_folders(&self, from: &Path) -> Result<(), StoreError> {
         for place in from.ancestors() {
@@ -169,12 +189,21 @@ impl Store for LocalStore {
         &self.location
     }
 
+    fn endpoint(&self) -> Option<&str> {
+        None
+    }
+
     fn get(&self, key: &Key) -> Result<Bytes, StoreError> {
-        let (mut file, size) = self.open(key)?;
-        let mut content = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
-        file.read_to_end(&mut content)
-            .map_err(|error| self.read_error(key, error))?;
-        Ok(content.into())
+        let (content, size_bytes) = self.get_start(key, SMALL_OBJECT_BYTES_LIMIT)?;
+        if size_bytes > SMALL_OBJECT_BYTES_LIMIT {
+            return Err(StoreError::TooLarge {
+                key: key.clone(),
+                location: self.location.clone(),
+                size_bytes,
+                limit_bytes: SMALL_OBJECT_BYTES_LIMIT,
+            });
+        }
+        Ok(content)
     }
 
     fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes, StoreError> {
@@ -229,10 +258,12 @@ impl Store for LocalStore {
         let target = self.path(key);
         let mut temporary = self.temporary(&target)?;
         temporary.write(&content)?;
-        match temporary.place(&target, Placing::New)? {
-            true => Ok(()),
-            false => Err(self.already_exists(key)),
+        if temporary.place(&target, Placing::New)? {
+            return Ok(());
         }
+        // Whoever put it there may have failed to bring its name to the disk: what is told to be there must stay there.
+        sync_folder(target.parent().unwrap_or(&self.root))?;
+        Err(self.already_exists(key))
     }
 
     fn get_versioned(&self, key: &Key) -> Result<Option<(Bytes, ObjectVersion)>, StoreError> {
@@ -263,6 +294,15 @@ impl Store for LocalStore {
         }
         let mut temporary = self.temporary(&target)?;
         temporary.write(&content)?;
+        temporary.place(&target, Placing::Replace)?;
+        Ok(ObjectVersion::of_content(&content))
+    }
+
+    fn overwrite(&self, key: &Key, content: Bytes) -> Result<ObjectVersion, StoreError> {
+        let target = self.path(key);
+        let mut temporary = self.temporary(&target)?;
+        temporary.write(&content)?;
+        let _lock = self.lock()?;
         temporary.place(&target, Placing::Replace)?;
         Ok(ObjectVersion::of_content(&content))
     }
@@ -299,6 +339,9 @@ impl Store for LocalStore {
                 ControlFlow::Break(())
             })?;
             if below.is_break() {
+                if names.len() == LISTED_OBJECTS_LIMIT {
+                    return Err(too_many(&self.location, prefix, "folders", names.len()));
+                }
                 names.push(entry.name);
             }
         }
@@ -319,7 +362,8 @@ impl Store for LocalStore {
                     io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
                 ) =>
             {
-                return Ok(());
+                // Whoever deleted it may have failed to bring that to the disk.
+                return self.sync_nearest_folder(&target);
             }
             Err(error) => return Err(StoreError::from_io("delete", target, 0, error)),
         }
@@ -352,7 +396,14 @@ impl Upload for LocalUpload {
             target,
             taken,
         } = *self;
-        file.finish(&target)?.ok_or(taken)
+        match file.finish(&target)? {
+            Some(size) => Ok(size),
+            None => {
+                // As in `create`.
+                sync_folder(target.parent().unwrap_or(Path::new("/")))?;
+                Err(taken)
+            }
+        }
     }
 }
 
@@ -364,7 +415,7 @@ struct Entry {
 /// What lies in a folder, hidden names left out, sorted by name. Nothing where there is no folder.
 fn entries(place: &Path) -> Result<Vec<Entry>, StoreError> {
     let mut entries = Vec::new();
-    for entry in read_folder(place)? {
+    each_in_folder(place, &mut |entry| {
         // Names that are not text are not ours.
         if let Ok(name) = entry.file_name().into_string()
             && !is_hidden(&name)
@@ -375,23 +426,29 @@ fn entries(place: &Path) -> Result<Vec<Entry>, StoreError> {
                 is_folder: kind.is_dir(),
             });
         }
-    }
+        Ok(())
+    })?;
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(entries)
 }
 
-fn read_folder(place: &Path) -> Result<Vec<fs::DirEntry>, StoreError> {
-    match fs::read_dir(place).and_then(Iterator::collect) {
-        Ok(entries) => Ok(entries),
+/// Calls `take` for each entry of a folder, of which there may be millions; for none where there is no folder.
+fn each_in_folder(
+    place: &Path,
+    take: &mut dyn FnMut(&fs::DirEntry) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    let failed = |error| StoreError::from_io("list", place, 0, error);
+    match fs::read_dir(place) {
+        Ok(mut entries) => entries.try_for_each(|entry| take(&entry.map_err(failed)?)),
         Err(error)
             if matches!(
                 error.kind(),
                 io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
             ) =>
         {
-            Ok(Vec::new())
+            Ok(())
         }
-        Err(error) => Err(StoreError::from_io("list", place, 0, error)),
+        Err(error) => Err(failed(error)),
     }
 }
 
@@ -446,28 +503,27 @@ fn holds_more_than_leftovers(place: &Path) -> Result<bool, StoreError> {
 /// Removes the temporary files of dead processes that lie directly in a folder.
 fn remove_leftover_files(place: &Path) -> Result<u64, StoreError> {
     let mut removed = 0;
-    for entry in read_folder(place)? {
-        let Ok(name) = entry.file_name().into_string() else {
-            continue;
-        };
+    each_in_folder(place, &mut |entry| {
+        let name = entry.file_name();
         // A folder may hold a hundred thousand objects: only a few are worth a closer look.
-        if !is_temporary(&name) {
-            continue;
-        }
+        let Some(name) = name.to_str().filter(|name| is_temporary(name)) else {
+            return Ok(());
+        };
         let age_seconds = entry
             .metadata()
             .and_then(|metadata| metadata.modified())
             .ok()
             .and_then(|modified| SystemTime::now().duration_since(modified).ok())
             .map_or(0, |age| age.as_secs());
-        if is_leftover(&name, age_seconds) {
+        if is_leftover(name, age_seconds) {
             match fs::remove_file(entry.path()) {
                 Ok(()) => removed += 1,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(StoreError::from_io("delete", entry.path(), 0, error)),
             }
         }
-    }
+        Ok(())
+    })?;
     Ok(removed)
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::key::folder;
-use super::{Key, ObjectInfo, ObjectVersion, Store, Upload};
+use super::{Key, ObjectInfo, ObjectVersion, SMALL_OBJECT_BYTES_LIMIT, Store, Upload};
 use crate::error::{RemoteProblem, StoreError};
 use crate::url::RepositoryUrl;
 
@@ -227,6 +227,19 @@ impl Shared {
         })
     }
 
+    fn read_small(&self, key: &Key) -> Result<Bytes, StoreError> {
+        let (content, size_bytes) = self.read(Action::Get, key)?;
+        if size_bytes > SMALL_OBJECT_BYTES_LIMIT {
+            return Err(StoreError::TooLarge {
+                key: key.clone(),
+                location: self.location.clone(),
+                size_bytes,
+                limit_bytes: SMALL_OBJECT_BYTES_LIMIT,
+            });
+        }
+        Ok(content)
+    }
+
     /// Writes an object as the fault lets it be kept, if `may` says so of what is there and the fault does not make the
     /// store ignore it.
     fn write(
@@ -305,8 +318,15 @@ impl Store for MemoryStore {
         &self.0.location
     }
 
+    fn endpoint(&self) -> Option<&str> {
+        match &self.0.location {
+            RepositoryUrl::Local(_) => None,
+            RepositoryUrl::Bucket { bucket, .. } => Some(bucket),
+        }
+    }
+
     fn get(&self, key: &Key) -> Result<Bytes, StoreError> {
-        self.0.read(Action::Get, key).map(|(content, _)| content)
+        self.0.read_small(key)
     }
 
     fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes, StoreError> {
@@ -341,8 +361,8 @@ impl Store for MemoryStore {
     }
 
     fn get_versioned(&self, key: &Key) -> Result<Option<(Bytes, ObjectVersion)>, StoreError> {
-        match self.0.read(Action::Get, key) {
-            Ok((content, _)) => {
+        match self.0.read_small(key) {
+            Ok(content) => {
                 let version = ObjectVersion::of_content(&content);
                 Ok(Some((content, version)))
             }
@@ -362,6 +382,11 @@ impl Store for MemoryStore {
                 Some(found) if ObjectVersion::of_content(found) == *expected => Ok(()),
                 _ => Err(self.0.conflict(key)),
             })?;
+        Ok(ObjectVersion::of_content(&content))
+    }
+
+    fn overwrite(&self, key: &Key, content: Bytes) -> Result<ObjectVersion, StoreError> {
+        self.0.write(Action::Overwrite, key, &content, |_| Ok(()))?;
         Ok(ObjectVersion::of_content(&content))
     }
 

@@ -32,15 +32,21 @@ pub use secret::Secret;
 
 use crate::url::RepositoryUrl;
 
+/// The most bytes of an object that is read whole: nobody knows how long it is before, and it is not proven.
+pub const SMALL_OBJECT_BYTES_LIMIT: u64 = 8 << 20;
+
 /// A place for objects.
 pub trait Store: Send + Sync + fmt::Debug {
     /// The repository's address, safe to print.
     fn location(&self) -> &RepositoryUrl;
 
-    /// Reads a whole object; meant for small ones.
+    /// Where requests go; `None` for a directory of this host.
+    fn endpoint(&self) -> Option<&str>;
+
+    /// Reads a whole object of at most [`SMALL_OBJECT_BYTES_LIMIT`].
     ///
     /// # Errors
-    /// [`StoreError::NotFound`] when there is none.
+    /// [`StoreError::NotFound`] when there is none, [`StoreError::TooLarge`].
     fn get(&self, key: &Key) -> Result<Bytes, StoreError>;
 
     /// Reads exactly the bytes of `range`.
@@ -71,7 +77,7 @@ pub trait Store: Send + Sync + fmt::Debug {
     /// [`StoreError::AlreadyExists`] when it is not.
     fn create(&self, key: &Key, content: Bytes) -> Result<(), StoreError>;
 
-    /// Reads a small object together with the version that [`Store::replace`] wants; `None` when there is none.
+    /// As [`Store::get`], together with the version that [`Store::replace`] wants; `None` when there is none.
     ///
     /// # Errors
     /// Anything but the object's absence.
@@ -89,6 +95,12 @@ pub trait Store: Send + Sync + fmt::Debug {
         content: Bytes,
         expected: &ObjectVersion,
     ) -> Result<ObjectVersion, StoreError>;
+
+    /// Writes an object, durably, whatever is there. Only [`crate::conditional_writes`] may use it.
+    ///
+    /// # Errors
+    /// Whatever hinders the writing.
+    fn overwrite(&self, key: &Key, content: Bytes) -> Result<ObjectVersion, StoreError>;
 
     /// Begins a large object, which becomes visible when it is finished. Its name must be unique: a store need not
     /// notice that somebody else finishes the same name at the same time.
@@ -108,10 +120,10 @@ pub trait Store: Send + Sync + fmt::Debug {
         found: &mut dyn FnMut(ObjectInfo) -> ControlFlow<()>,
     ) -> Result<(), StoreError>;
 
-    /// The names (not keys) of the folders directly inside the folder `prefix`, sorted.
+    /// The names (not keys) of the folders directly inside the folder `prefix`, sorted: at most [`LISTED_OBJECTS_LIMIT`].
     ///
     /// # Errors
-    /// As for [`Store::list`].
+    /// As for [`Store::list`]; [`StoreError::TooMany`].
     fn list_folders(&self, prefix: &str) -> Result<Vec<String>, StoreError>;
 
     /// Deletes an object, durably. One that is not there is no error.
@@ -170,18 +182,52 @@ impl ObjectVersion {
     }
 }
 
-/// Collects what [`Store::list`] finds, sorted by key. For folders of bounded size.
+/// The most objects or folders that are collected of one folder.
+pub const LISTED_OBJECTS_LIMIT: usize = 1 << 20;
+
+/// Collects what [`Store::list`] finds, sorted by key: at most [`LISTED_OBJECTS_LIMIT`] objects.
 ///
 /// # Errors
-/// As for [`Store::list`].
+/// As for [`Store::list`]; [`StoreError::TooMany`].
 pub fn list_all(store: &dyn Store, prefix: &str) -> Result<Vec<ObjectInfo>, StoreError> {
+    list_at_most(store, prefix, LISTED_OBJECTS_LIMIT)
+}
+
+/// As [`list_all`], with another limit.
+pub(crate) fn list_at_most(
+    store: &dyn Store,
+    prefix: &str,
+    limit: usize,
+) -> Result<Vec<ObjectInfo>, StoreError> {
     let mut objects = Vec::new();
+    let mut exceeded = false;
     store.list(prefix, &mut |object| {
+        exceeded = objects.len() == limit;
+        if exceeded {
+            return ControlFlow::Break(());
+        }
         objects.push(object);
         ControlFlow::Continue(())
     })?;
+    if exceeded {
+        return Err(too_many(store.location(), prefix, "objects", limit));
+    }
     objects.sort_by(|a, b| a.key.cmp(&b.key));
     Ok(objects)
+}
+
+pub(crate) fn too_many(
+    location: &RepositoryUrl,
+    folder: &str,
+    what: &'static str,
+    limit: usize,
+) -> StoreError {
+    StoreError::TooMany {
+        folder: folder.to_owned(),
+        location: location.clone(),
+        what,
+        limit: limit as u64,
+    }
 }
 
 /// Opens the store at an address. Nothing is created yet, and a bucket is not asked yet.

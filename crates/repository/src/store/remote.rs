@@ -26,9 +26,15 @@ use super::key::folder;
 use super::options::StoreOptions;
 use super::remote_upload::RemoteUpload;
 use super::retry::{Outcome, Retry};
-use super::{Key, ObjectInfo, ObjectVersion, Store, Upload};
+use super::{
+    Key, LISTED_OBJECTS_LIMIT, ObjectInfo, ObjectVersion, SMALL_OBJECT_BYTES_LIMIT, Store, Upload,
+    too_many,
+};
 use crate::error::{RemoteProblem, StoreError};
 use crate::url::RepositoryUrl;
+
+/// A body that comes slower is given up, however steadily it comes.
+const SLOWEST_BYTES_PER_SECOND: u64 = 32 << 10;
 
 /// A prefix of a bucket.
 pub struct RemoteStore {
@@ -143,6 +149,15 @@ impl Bucket {
             Cause::NotFound => StoreError::NotFound { key, location },
             Cause::AlreadyExists => StoreError::AlreadyExists { key, location },
             Cause::Precondition => StoreError::Conflict { key, location },
+            Cause::TooLarge {
+                size_bytes,
+                limit_bytes,
+            } => StoreError::TooLarge {
+                key,
+                location,
+                size_bytes,
+                limit_bytes,
+            },
             Cause::RangeBeyondEnd => self.remote(
                 action,
                 format!("object \"{key}\""),
@@ -195,48 +210,39 @@ impl Bucket {
             .map_err(|_| Failure::timed_out())
     }
 
-    /// One attempt to read an object or a part of it, to the last byte.
-    async fn read(
-        &self,
-        path: &Path,
-        range: Option<Range<u64>>,
-    ) -> Result<(Bytes, ObjectVersion), Failure> {
-        let options = GetOptions {
-            range: range.clone().map(GetRange::Bounded),
-            ..GetOptions::default()
-        };
-        let answer = self
-            .wait(self.client.objects.get_opts(path, options))
-            .await?;
-        let answer = answer.map_err(|error| self.classify(error))?;
-        if let Some(range) = &range
-            && range.end > answer.meta.size
-        {
-            return Err(Failure::beyond_end());
+    /// One attempt to read a whole object of at most `limit` bytes, to the last one.
+    async fn read_whole(&self, path: &Path, limit: u64) -> Result<(Bytes, ObjectVersion), Failure> {
+        let answer = self.ask(path, None).await?;
+        if answer.meta.size > limit {
+            return Err(Failure::too_large(answer.meta.size, limit));
         }
         let version = ObjectVersion {
             e_tag: answer.meta.e_tag.clone(),
             version: answer.meta.version.clone(),
         };
-        let content = self.drain(answer).await?;
-        if range.is_some_and(|range| range.end - range.start != content.len() as u64) {
-            return Err(Failure::torn());
+        Ok((self.drain(answer, limit).await?, version))
+    }
+
+    /// One attempt to read a range of an object, to the last byte.
+    async fn read_range(&self, path: &Path, range: Range<u64>) -> Result<Bytes, Failure> {
+        let answer = self.ask(path, Some(range.clone())).await?;
+        if range.end > answer.meta.size {
+            return Err(Failure::beyond_end());
         }
-        Ok((content, version))
+        let length = range.end - range.start;
+        let content = self.drain(answer, length).await?;
+        if content.len() as u64 == length {
+            Ok(content)
+        } else {
+            Err(Failure::torn())
+        }
     }
 
     /// One attempt to read the beginning of an object, and its size.
     async fn read_start(&self, path: &Path, limit: u64) -> Result<(Bytes, u64), Failure> {
-        let options = GetOptions {
-            range: Some(GetRange::Bounded(0..limit)),
-            ..GetOptions::default()
-        };
-        let answer = self
-            .wait(self.client.objects.get_opts(path, options))
-            .await?;
-        let answer = answer.map_err(|error| self.classify(error))?;
+        let answer = self.ask(path, Some(0..limit)).await?;
         let size = answer.meta.size;
-        let content = self.drain(answer).await?;
+        let content = self.drain(answer, limit).await?;
         if content.len() as u64 == size.min(limit) {
             Ok((content, size))
         } else {
@@ -244,8 +250,31 @@ impl Bucket {
         }
     }
 
-    async fn drain(&self, answer: GetResult) -> Result<Bytes, Failure> {
+    /// Asks for an object or a range of it, and waits for the answer's head.
+    async fn ask(&self, path: &Path, range: Option<Range<u64>>) -> Result<GetResult, Failure> {
+        let options = GetOptions {
+            range: range.map(GetRange::Bounded),
+            ..GetOptions::default()
+        };
+        let answer = self
+            .wait(self.client.objects.get_opts(path, options))
+            .await?;
+        answer.map_err(|error| self.classify(error))
+    }
+
+    /// Reads the body of an answer, at most `limit` bytes, in a time that grows with its length.
+    async fn drain(&self, answer: GetResult, limit: u64) -> Result<Bytes, Failure> {
         let announced = answer.range.end.saturating_sub(answer.range.start);
+        if announced > limit {
+            return Err(Failure::torn());
+        }
+        let time = self.retry.patience + Duration::from_secs(announced / SLOWEST_BYTES_PER_SECOND);
+        tokio::time::timeout(time, self.collect(answer, announced))
+            .await
+            .unwrap_or_else(|_| Err(Failure::timed_out()))
+    }
+
+    async fn collect(&self, answer: GetResult, announced: u64) -> Result<Bytes, Failure> {
         let mut body = answer.into_stream();
         let mut first: Option<Bytes> = None;
         let mut content = BytesMut::new();
@@ -273,9 +302,23 @@ impl Bucket {
         }
     }
 
-    async fn get(&self, key: &Key) -> Result<(Bytes, ObjectVersion), StoreError> {
+    async fn get(&self, key: &Key, limit: u64) -> Result<(Bytes, ObjectVersion), StoreError> {
         let path = self.path(key);
-        self.run("read", key, None, || self.read(&path, None)).await
+        self.run("read", key, None, || self.read_whole(&path, limit))
+            .await
+    }
+
+    /// The version of an object if it holds just these bytes.
+    async fn version_of(
+        &self,
+        key: &Key,
+        content: &Bytes,
+    ) -> Result<Option<ObjectVersion>, StoreError> {
+        match self.get(key, content.len() as u64).await {
+            Ok((found, version)) => Ok((found == *content).then_some(version)),
+            Err(StoreError::TooLarge { .. } | StoreError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     pub(super) async fn size(&self, key: &Key) -> Result<u64, StoreError> {
@@ -313,27 +356,33 @@ impl Bucket {
         };
         match failure.cause {
             // An earlier attempt may have been the one that took the name: the content says whose it is.
-            Cause::AlreadyExists if outcome.ambiguous => match self.get(key).await {
-                Ok((found, _)) if found == *content => Ok(()),
-                Ok(_) => Err(self.error("write", key, failure, outcome.attempts)),
-                Err(error) => Err(error),
-            },
+            Cause::AlreadyExists if outcome.ambiguous => {
+                match self.version_of(key, content).await? {
+                    Some(_) => Ok(()),
+                    None => Err(self.error("write", key, failure, outcome.attempts)),
+                }
+            }
             // Such a store cannot promise more than a look beforehand; names are unique all the same.
             Cause::Problem(RemoteProblem::NoConditionalWrites) => match self.size(key).await {
                 Ok(_) => Err(StoreError::AlreadyExists {
                     key: key.clone(),
                     location: self.location.clone(),
                 }),
-                Err(error) if error.is_not_found() => {
-                    let outcome = self.put(key, content, &PutMode::Overwrite).await;
-                    outcome
-                        .result
-                        .map(drop)
-                        .map_err(|failure| self.error("write", key, failure, outcome.attempts))
-                }
+                Err(error) if error.is_not_found() => self.overwrite(key, content).await.map(drop),
                 Err(error) => Err(error),
             },
             _ => Err(self.error("write", key, failure, outcome.attempts)),
+        }
+    }
+
+    async fn overwrite(&self, key: &Key, content: &Bytes) -> Result<ObjectVersion, StoreError> {
+        let outcome = self.put(key, content, &PutMode::Overwrite).await;
+        match outcome.result {
+            Ok(put) => Ok(ObjectVersion {
+                e_tag: put.e_tag,
+                version: put.version,
+            }),
+            Err(failure) => Err(self.error("write", key, failure, outcome.attempts)),
         }
     }
 
@@ -358,14 +407,8 @@ impl Bucket {
             Err(failure) => failure,
         };
         if failure.cause == Cause::Precondition && outcome.ambiguous {
-            return match self.get(key).await {
-                Ok((found, version)) if found == *content => Ok(version),
-                Ok(_) => Err(self.error("write", key, failure, outcome.attempts)),
-                Err(error) if error.is_not_found() => {
-                    Err(self.error("write", key, failure, outcome.attempts))
-                }
-                Err(error) => Err(error),
-            };
+            let ours = self.version_of(key, content).await?;
+            return ours.ok_or_else(|| self.error("write", key, failure, outcome.attempts));
         }
         // An object that is gone was changed by someone else as well.
         let failure = match failure.cause {
@@ -474,8 +517,12 @@ impl Store for RemoteStore {
         &self.bucket.location
     }
 
+    fn endpoint(&self) -> Option<&str> {
+        Some(&self.bucket.client.endpoint)
+    }
+
     fn get(&self, key: &Key) -> Result<Bytes, StoreError> {
-        block_on(self.bucket.get(key)).map(|(content, _)| content)
+        block_on(self.bucket.get(key, SMALL_OBJECT_BYTES_LIMIT)).map(|(content, _)| content)
     }
 
     fn get_range(&self, key: &Key, range: Range<u64>) -> Result<Bytes, StoreError> {
@@ -487,10 +534,10 @@ impl Store for RemoteStore {
         block_on(async {
             let outcome = bucket
                 .retry
-                .run(None, || bucket.read(&path, Some(range.clone())))
+                .run(None, || bucket.read_range(&path, range.clone()))
                 .await;
             match outcome.result {
-                Ok((content, _)) => Ok(content),
+                Ok(content) => Ok(content),
                 Err(failure) if failure.cause == Cause::RangeBeyondEnd => {
                     let size_bytes = bucket.size(key).await?;
                     if size_bytes >= range.end {
@@ -540,7 +587,7 @@ impl Store for RemoteStore {
     }
 
     fn get_versioned(&self, key: &Key) -> Result<Option<(Bytes, ObjectVersion)>, StoreError> {
-        match block_on(self.bucket.get(key)) {
+        match block_on(self.bucket.get(key, SMALL_OBJECT_BYTES_LIMIT)) {
             Ok(found) => Ok(Some(found)),
             Err(error) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
@@ -554,6 +601,10 @@ impl Store for RemoteStore {
         expected: &ObjectVersion,
     ) -> Result<ObjectVersion, StoreError> {
         block_on(self.bucket.replace(key, &content, expected))
+    }
+
+    fn overwrite(&self, key: &Key, content: Bytes) -> Result<ObjectVersion, StoreError> {
+        block_on(self.bucket.overwrite(key, &content))
     }
 
     fn upload(&self, key: &Key) -> Result<Box<dyn Upload>, StoreError> {
@@ -592,6 +643,14 @@ impl Store for RemoteStore {
         loop {
             let page = block_on(self.bucket.page(prefix, true, token.as_deref()))?;
             names.extend(page.folders);
+            if names.len() > LISTED_OBJECTS_LIMIT {
+                return Err(too_many(
+                    &self.bucket.location,
+                    prefix,
+                    "folders",
+                    LISTED_OBJECTS_LIMIT,
+                ));
+            }
             match page.next {
                 Some(next) => token = Some(next),
                 None => break,

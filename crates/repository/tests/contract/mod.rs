@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::thread;
 
 use bytes::Bytes;
-use leeward_repository::store::{Key, Store, StoreError, list_all};
+use leeward_repository::store::{Key, SMALL_OBJECT_BYTES_LIMIT, Store, StoreError, list_all};
 
 pub fn key(text: &str) -> Key {
     Key::new(text).expect("a key")
@@ -37,6 +37,8 @@ pub fn check(store: &dyn Store) {
     absent_objects(store);
     small_objects(store);
     replacing(store);
+    overwriting(store);
+    large_objects(store);
     uploads(store);
     ranges_in_parallel(store);
     listing(store);
@@ -169,6 +171,45 @@ fn replacing(store: &dyn Store) {
     }
 }
 
+fn overwriting(store: &dyn Store) {
+    let place = key("replaced/probe.json");
+    store
+        .overwrite(&place, Bytes::from_static(b"one"))
+        .expect("written where nothing was");
+    let version = store
+        .overwrite(&place, Bytes::from_static(b"two"))
+        .expect("written over what was there");
+    let (content, found) = store.get_versioned(&place).expect("read").expect("there");
+    assert_eq!((&content[..], found), (&b"two"[..], version));
+}
+
+fn large_objects(store: &dyn Store) {
+    let place = key("replaced/large");
+    let size_bytes = SMALL_OBJECT_BYTES_LIMIT + 1;
+    let content = bytes(size_bytes as usize, 3);
+    store
+        .create(&place, content.clone().into())
+        .expect("created");
+    for refused in [
+        store.get(&place).map(drop),
+        store.get_versioned(&place).map(drop),
+    ] {
+        match refused {
+            Err(StoreError::TooLarge {
+                size_bytes: found,
+                limit_bytes: SMALL_OBJECT_BYTES_LIMIT,
+                ..
+            }) => assert_eq!(found, size_bytes),
+            other => panic!("{other:?}"),
+        }
+    }
+    store.delete(&place).expect("deleted");
+    let limit = SMALL_OBJECT_BYTES_LIMIT as usize;
+    let content = Bytes::from(content).slice(..limit);
+    store.create(&place, content.clone()).expect("created");
+    assert!(store.get(&place).expect("just small enough") == content);
+}
+
 fn uploads(store: &dyn Store) {
     for (name, length) in [
         ("empty", 0),
@@ -188,10 +229,8 @@ fn uploads(store: &dyn Store) {
         );
         assert_eq!(upload.finish().expect("finished"), length as u64);
         assert_eq!(store.size(&place).expect("known"), length as u64);
-        assert!(
-            store.get(&place).expect("read")[..] == content[..],
-            "{name} came back differently"
-        );
+        let whole = store.get_range(&place, 0..length as u64).expect("read");
+        assert!(whole[..] == content[..], "{name} came back differently");
         let (start, size) = store.get_start(&place, 10 << 20).expect("read");
         assert_eq!(size, length as u64);
         assert!(start[..] == content[..length.min(10 << 20)], "{name}");

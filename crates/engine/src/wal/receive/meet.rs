@@ -15,7 +15,7 @@ use super::slot::{self, SlotState};
 use super::storer::Storer;
 use super::{Desk, Receiver, Server, Trouble, in_use, watch};
 use crate::error::{Error, ErrorKind};
-use crate::repository::open_or_create;
+use crate::repository::{Writable, open_or_create};
 
 type Result<T> = std::result::Result<T, Trouble>;
 
@@ -105,8 +105,9 @@ impl Receiver<'_> {
                 None => Ok(()),
             });
         }
+        let writable = Writable::open(self.store, self.observe)?;
         let cluster = open_or_create(
-            self.store,
+            &writable.store,
             &self.options.cluster,
             system_identifier,
             timeline,

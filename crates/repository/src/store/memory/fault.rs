@@ -17,6 +17,8 @@ pub enum Action {
     Create,
     /// An object is replaced.
     Replace,
+    /// An object is written whatever is there.
+    Overwrite,
     /// An upload begins.
     Upload,
     /// Bytes are appended to an upload.
