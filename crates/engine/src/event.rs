@@ -1,5 +1,7 @@
 //! What the engine tells while it works. It prints nothing; the program renders these.
 
+use std::time::Duration;
+
 /// The steps of a command, in the words shown to people.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -32,6 +34,13 @@ pub enum Event<'a> {
     Advanced(u64),
     /// What is being handled now: a path.
     At(&'a str),
+    /// Nothing goes on until somebody else has done something or `left` is over. Told about once a second.
+    Waiting {
+        /// What is waited for.
+        what: &'a str,
+        /// How long it takes at most.
+        left: Duration,
+    },
     /// Something a person should know, as a sentence; the work goes on.
     Notice(String),
 }

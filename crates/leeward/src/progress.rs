@@ -75,6 +75,7 @@ impl Progress {
                     bar.set_message(shortened(&output::escaped(path)));
                 }
             }
+            Event::Waiting { what, left } => self.waiting(what, left),
         }
     }
 
@@ -94,6 +95,22 @@ impl Progress {
         match &self.way {
             Way::Bar(bar) => bar.suspend(|| output::say(&text)),
             Way::Lines | Way::Nothing => output::say(&text),
+        }
+    }
+
+    fn waiting(&self, what: &str, left: Duration) {
+        let text = format!("waiting for {what}, {} s left", left.as_secs_f64().ceil());
+        match &self.way {
+            Way::Bar(bar) => bar.set_message(text),
+            Way::Lines => {
+                if let Ok(mut state) = self.state.lock()
+                    && state.next_line <= Instant::now()
+                {
+                    state.next_line = Instant::now() + LINE_EVERY;
+                    output::say(&text);
+                }
+            }
+            Way::Nothing => {}
         }
     }
 

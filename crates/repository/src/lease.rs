@@ -5,17 +5,16 @@
 //! objects are unique and a backup is committed by one conditional write, so two holders would waste work, not spoil
 //! it. [`Lease::still_held`] lets whoever lost it notice before the commit.
 //!
-//! Stores that ignore the conditions of writes ([`probe_conditional_writes`]) use claims instead: see [`claim`].
+//! Stores that ignore the conditions of writes ([`crate::conditional_writes`]) use claims instead: see [`claim`].
 
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use jiff::Timestamp;
 
-use crate::store::{InvalidKey, Key, ObjectVersion, RemoteProblem, Store, StoreError};
+use crate::store::{InvalidKey, Key, ObjectVersion, Store, StoreError};
 
 mod claim;
 mod record;
@@ -73,12 +72,32 @@ pub enum LeaseError {
         /// How.
         reason: String,
     },
-    /// The lease object makes no sense.
-    #[error("the lease \"{key}\" cannot be read: {reason}")]
-    Damaged {
+    /// A newer leeward wrote it.
+    #[error(
+        "the lease \"{key}\" has format version {found}, and this version of leeward knows up to {known}"
+    )]
+    NewerFormat {
+        /// The object.
+        key: Key,
+        /// The version found.
+        found: u64,
+        /// The highest version known.
+        known: u64,
+    },
+    /// Somebody writes it, and it makes no sense.
+    #[error("the lease \"{key}\" cannot be read, and somebody renews it: {reason}")]
+    Unreadable {
         /// The object.
         key: Key,
         /// What is wrong with it.
+        reason: String,
+    },
+    /// It cannot be put into words.
+    #[error("could not write the lease \"{key}\": {reason}")]
+    Unwritable {
+        /// The object.
+        key: Key,
+        /// Why.
         reason: String,
     },
     /// The store failed.
@@ -97,14 +116,33 @@ impl LeaseError {
                 Some("wait for it to end; a holder that died loses the lease by itself")
             }
             LeaseError::Lost { .. } => Some("nothing was committed; start again"),
-            LeaseError::Damaged { .. } => {
-                Some("make sure that nobody works on this cluster, then delete the object")
+            LeaseError::NewerFormat { .. } => {
+                Some("use the version of leeward that wrote it, or a later one")
             }
+            LeaseError::Unreadable { .. } => {
+                Some("find out who writes it: every holder renews it three times a minute")
+            }
+            LeaseError::Unwritable { .. } => None,
             LeaseError::Store(error) => error.hint(),
             LeaseError::InvalidCluster(_) => None,
         }
     }
 }
+
+/// A wait for the holder of a lease that may be dead.
+#[derive(Debug)]
+pub struct LeaseWait<'a> {
+    /// Who holds it; `None` when its record cannot be read.
+    pub holder: Option<&'a Holder>,
+    /// After so much more time it is taken over, unless it is renewed.
+    pub left: Duration,
+}
+
+/// Who is told of waits.
+pub type LeaseObserver<'a> = &'a dyn Fn(&LeaseWait<'_>);
+
+/// How often it is looked whether a lease is renewed, and told how long the wait still is.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The right to work on a cluster. Renewed in the background; released when dropped.
 #[derive(Debug)]
@@ -142,8 +180,9 @@ enum Place {
 
 impl Lease {
     /// Acquires the lease of a cluster for `what` ("backup", "prune"), and removes what dead writers left in the
-    /// cluster's folder. Takes it over from a holder that is known to be dead or whose lease has expired; where clocks
-    /// disagree, watches for one `ttl` whether the holder still renews it.
+    /// cluster's folder. Takes it over from a holder that is known to be dead or whose lease has expired long ago. Where
+    /// clocks may disagree, or its record cannot be read, watches for one time to live whether it is still renewed, and
+    /// tells `observe` so about once a second.
     ///
     /// # Errors
     /// [`LeaseError::Held`] when somebody else has it.
@@ -152,14 +191,17 @@ impl Lease {
         cluster: &str,
         what: &str,
         options: &LeaseOptions,
+        observe: LeaseObserver<'_>,
     ) -> Result<Lease, LeaseError> {
         let folder = Key::new(cluster)?;
-        let renewed = Instant::now();
-        let (record, place) = if options.conditional_writes {
-            acquire_object(&*store, &folder, what, options)?
+        let Acquired {
+            record,
+            place,
+            renewed,
+        } = if options.conditional_writes {
+            acquire_object(&*store, &folder, what, options, observe)?
         } else {
-            let (record, key) = claim::acquire(&*store, &folder, what, options)?;
-            (record, Place::Claim { key })
+            claim::acquire(&*store, &folder, what, options, observe)?
         };
         // Only a courtesy to the file system: what cannot be removed does no harm.
         let _ = store.remove_leftovers(cluster);
@@ -286,10 +328,10 @@ impl Shared {
         let begun = Instant::now();
         record.renew();
         let renewed = match place {
-            Place::Object { key, version } => self
-                .store
-                .replace(&key, record.to_bytes(), &version)
-                .map(|version| Place::Object { key, version }),
+            Place::Object { key, version } => record.encode(&key).and_then(|text| {
+                let version = self.store.replace(&key, text, &version)?;
+                Ok(Place::Object { key, version })
+            }),
             Place::Claim { key } => {
                 claim::renew(&*self.store, &key, &record).map(|key| Place::Claim { key })
             }
@@ -302,7 +344,7 @@ impl Shared {
                 state.renewed = begun;
                 true
             }
-            Err(StoreError::Conflict { .. }) => {
+            Err(LeaseError::Store(StoreError::Conflict { .. })) => {
                 state.lost = Some("somebody else took it over".to_owned());
                 false
             }
@@ -325,7 +367,7 @@ impl Shared {
             (key, state.record.token.clone(), state.record.renewals)
         };
         let found = match self.store.get(&key) {
-            Ok(content) => Record::parse(&key, &content)?,
+            Ok(content) => Record::decode(&key, &content)?,
             Err(error) if error.is_not_found() => {
                 // A claim moves on with each renewal: let one that is under way come to its end, then ask where it is now.
                 drop(self.renewing.lock().unwrap_or_else(PoisonError::into_inner));
@@ -336,8 +378,10 @@ impl Shared {
             }
             Err(error) => return Err(error.into()),
         };
-        if found.token != token || found.released {
-            return Err(self.lost(format!("a {} took it over", found.holder)));
+        match found {
+            Ok(found) if found.token == token && !found.released => {}
+            Ok(found) => return Err(self.lost(format!("a {} took it over", found.holder))),
+            Err(reason) => return Err(self.lost(format!("it was overwritten: {reason}"))),
         }
         // Asking took time, too.
         if Shared::is_overdue(&self.state()) {
@@ -356,7 +400,7 @@ impl Shared {
             Place::Object { key, version } => {
                 let mut record = state.record.clone();
                 record.released = true;
-                match self.store.replace(key, record.to_bytes(), version) {
+                match self.store.replace(key, record.encode(key)?, version) {
                     Ok(_) => Ok(()),
                     Err(StoreError::Conflict { .. }) => {
                         Err(self.lost("somebody else took it over"))
@@ -369,26 +413,41 @@ impl Shared {
     }
 }
 
+/// A lease that was just acquired.
+struct Acquired {
+    record: Record,
+    place: Place,
+    /// Before the record was written, on this process's own clock.
+    renewed: Instant,
+}
+
 fn acquire_object(
     store: &dyn Store,
     folder: &Key,
     what: &str,
     options: &LeaseOptions,
-) -> Result<(Record, Place), LeaseError> {
+    observe: LeaseObserver<'_>,
+) -> Result<Acquired, LeaseError> {
     /// Each lost round means that somebody else won one, and that one is then found as the holder.
     const ROUNDS: u32 = 100;
     let key = folder.join("lease.json")?;
     let mut watched: Option<ObjectVersion> = None;
     for _ in 0..ROUNDS {
         let Some((content, version)) = store.get_versioned(&key)? else {
+            let renewed = Instant::now();
             let record = Record::new(what, options.ttl, 1);
-            match store.create(&key, record.to_bytes()) {
+            match store.create(&key, record.encode(&key)?) {
                 // Read back for its version, which a creation does not return.
                 Ok(()) => match store.get_versioned(&key)? {
                     Some((content, version))
-                        if Record::parse(&key, &content)?.token == record.token =>
+                        if Record::decode(&key, &content)?
+                            .is_ok_and(|found| found.token == record.token) =>
                     {
-                        return Ok((record, Place::Object { key, version }));
+                        return Ok(Acquired {
+                            record,
+                            place: Place::Object { key, version },
+                            renewed,
+                        });
                     }
                     _ => continue,
                 },
@@ -396,29 +455,43 @@ fn acquire_object(
                 Err(error) => return Err(error.into()),
             }
         };
-        let found = Record::parse(&key, &content)?;
-        match found.judge(Timestamp::now()) {
-            Judgement::Dead => {}
-            _ if watched.as_ref() == Some(&version) => {}
-            Judgement::Doubtful => {
-                let unchanged = watch(store, &key, &version, found.ttl())?;
-                if !unchanged {
+        let found = Record::decode(&key, &content)?;
+        let state = found.as_ref().map(|found| found.judge(Timestamp::now()));
+        let generation = match (&found, state) {
+            (Ok(found), Ok(Judgement::Alive)) => return Err(held(folder, found.clone())),
+            (Ok(found), Ok(Judgement::Dead)) => found.generation,
+            _ if watched.as_ref() == Some(&version) => {
+                found.as_ref().map_or(0, |found| found.generation)
+            }
+            _ => {
+                let same = || {
+                    Ok(store
+                        .get_versioned(&key)?
+                        .is_some_and(|(_, now)| now == version))
+                };
+                if watch(&found, options, observe, &same)? {
+                    watched = Some(version);
+                } else if let Some((content, _)) = store.get_versioned(&key)? {
                     // It lives, whatever its clock says, or it was released meanwhile.
-                    match store.get_versioned(&key)? {
-                        Some((content, _)) if !Record::parse(&key, &content)?.released => {
-                            return Err(held(folder, Record::parse(&key, &content)?));
-                        }
-                        _ => continue,
+                    match Record::decode(&key, &content)? {
+                        Ok(found) if found.released => {}
+                        Ok(found) => return Err(held(folder, found)),
+                        Err(reason) => return Err(LeaseError::Unreadable { key, reason }),
                     }
                 }
-                watched = Some(version);
                 continue;
             }
-            Judgement::Alive => return Err(held(folder, found)),
-        }
-        let record = Record::new(what, options.ttl, found.generation + 1);
-        match store.replace(&key, record.to_bytes(), &version) {
-            Ok(version) => return Ok((record, Place::Object { key, version })),
+        };
+        let renewed = Instant::now();
+        let record = Record::new(what, options.ttl, generation.saturating_add(1));
+        match store.replace(&key, record.encode(&key)?, &version) {
+            Ok(version) => {
+                return Ok(Acquired {
+                    record,
+                    place: Place::Object { key, version },
+                    renewed,
+                });
+            }
             Err(StoreError::Conflict { .. }) => {}
             Err(error) => return Err(error.into()),
         }
@@ -438,19 +511,31 @@ fn held(folder: &Key, record: Record) -> LeaseError {
     }
 }
 
-/// Whether an object stays the same for a time, on our own clock.
+/// Returns whether a record stays the same for its time to live, on our own clock. One that cannot be read is given ours.
 fn watch(
-    store: &dyn Store,
-    key: &Key,
-    version: &ObjectVersion,
-    time: Duration,
+    found: &std::result::Result<Record, String>,
+    options: &LeaseOptions,
+    observe: LeaseObserver<'_>,
+    is_same: &dyn Fn() -> Result<bool, LeaseError>,
 ) -> Result<bool, LeaseError> {
+    let found = found.as_ref().ok();
+    let time = found.map_or(options.ttl, Record::ttl);
     let begun = Instant::now();
-    while begun.elapsed() < time {
-        pause((time / 20).max(Duration::from_millis(10)));
-        match store.get_versioned(key)? {
-            Some((_, found)) if found == *version => {}
-            _ => return Ok(false),
+    while let Some(left) = time
+        .checked_sub(begun.elapsed())
+        .filter(|left| !left.is_zero())
+    {
+        observe(&LeaseWait {
+            holder: found.map(|found| &found.holder),
+            left,
+        });
+        pause(
+            (time / 20)
+                .clamp(Duration::from_millis(10), LOOK_EVERY)
+                .min(left),
+        );
+        if !is_same()? {
+            return Ok(false);
         }
     }
     Ok(true)
@@ -464,43 +549,5 @@ fn pause(time: Duration) {
         .filter(|left| !left.is_zero())
     {
         std::thread::park_timeout(left);
-    }
-}
-
-/// Whether a store honours the conditions of writes: one name is written twice, and one version replaced twice, and
-/// the second one has to be refused. The object is deleted afterwards.
-///
-/// # Errors
-/// The store's, but for its not knowing conditions, which is an answer.
-pub fn probe_conditional_writes(store: &dyn Store) -> Result<bool, StoreError> {
-    let key = Key::new(format!("probe-{:016x}", rand::random::<u64>()))?;
-    let honoured = probe(store, &key);
-    let deleted = store.delete(&key);
-    let honoured = match honoured {
-        Err(StoreError::Remote {
-            problem: RemoteProblem::NoConditionalWrites,
-            ..
-        }) => false,
-        other => other?,
-    };
-    deleted?;
-    Ok(honoured)
-}
-
-fn probe(store: &dyn Store, key: &Key) -> Result<bool, StoreError> {
-    store.create(key, Bytes::from_static(b"first\n"))?;
-    match store.create(key, Bytes::from_static(b"second\n")) {
-        Err(StoreError::AlreadyExists { .. }) => {}
-        Ok(()) => return Ok(false),
-        Err(error) => return Err(error),
-    }
-    let Some((_, version)) = store.get_versioned(key)? else {
-        return Ok(false);
-    };
-    store.replace(key, Bytes::from_static(b"third\n"), &version)?;
-    match store.replace(key, Bytes::from_static(b"fourth\n"), &version) {
-        Err(StoreError::Conflict { .. }) => Ok(true),
-        Ok(_) => Ok(false),
-        Err(error) => Err(error),
     }
 }

@@ -1,14 +1,17 @@
 //! Leases on the local store, whose conditional writes are exact, and claims on the same.
 
+use std::cell::RefCell;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
-use leeward_repository::lease::{Lease, LeaseError, LeaseOptions, probe_conditional_writes};
+use leeward_repository::hash::Hash;
+use leeward_repository::lease::{Lease, LeaseError, LeaseOptions};
 use leeward_repository::store::local::LocalStore;
-use leeward_repository::store::{Key, Store};
+use leeward_repository::store::memory::MemoryStore;
+use leeward_repository::store::{Key, Store, list_all};
 use leeward_tests::deadline::{PATIENCE, wait_until};
 use serde_json::Value;
 
@@ -40,7 +43,33 @@ fn key(text: &str) -> Key {
 }
 
 fn acquire(store: &Arc<dyn Store>, options: &LeaseOptions) -> Result<Lease, LeaseError> {
-    Lease::acquire(store.clone(), "main", "backup", options)
+    Lease::acquire(store.clone(), "main", "backup", options, &|_| {})
+}
+
+/// Waits as they were told: who was waited for, and how long the wait still was.
+type Waits = Vec<(Option<String>, Duration)>;
+
+/// Acquires it; returns what was told of waits, too.
+fn acquire_and_listen(
+    store: &Arc<dyn Store>,
+    options: &LeaseOptions,
+) -> (Result<Lease, LeaseError>, Waits) {
+    let told = RefCell::new(Vec::new());
+    let lease = Lease::acquire(store.clone(), "main", "backup", options, &|wait| {
+        let holder = wait.holder.map(|holder| holder.process.host.clone());
+        told.borrow_mut().push((holder, wait.left));
+    });
+    (lease, told.into_inner())
+}
+
+/// The record as a document, with its checksum.
+fn document(record: &Value) -> Bytes {
+    let mut record = record.clone();
+    record.as_object_mut().expect("a record").remove("checksum");
+    let text = serde_json::to_string_pretty(&record).expect("text");
+    let body = format!("{},\n", text.strip_suffix("\n}").expect("an object"));
+    let checksum = Hash::of(body.as_bytes());
+    format!("{body}  \"checksum\": \"{checksum}\"\n}}\n").into()
 }
 
 fn record(store: &dyn Store) -> Value {
@@ -56,11 +85,7 @@ fn rewrite(store: &dyn Store, change: impl FnOnce(&mut Value)) {
     let mut value: Value = serde_json::from_slice(&content).expect("JSON");
     change(&mut value);
     store
-        .replace(
-            &key("main/lease.json"),
-            Bytes::from(value.to_string()),
-            &version,
-        )
+        .replace(&key("main/lease.json"), document(&value), &version)
         .expect("replaced");
 }
 
@@ -100,7 +125,7 @@ fn one_holds_and_the_next_is_told_who() {
             "{line}"
         );
 
-        Lease::acquire(store.clone(), "other", "backup", &options)
+        Lease::acquire(store.clone(), "other", "backup", &options, &|_| {})
             .expect("another cluster is free")
             .release()
             .expect("released");
@@ -215,8 +240,13 @@ fn where_clocks_disagree_renewals_are_watched() {
     };
     // Dead, its clock an hour ahead: nobody renews it.
     doubtful(3600);
-    let lease = acquire(&store, &options).expect("unchanged for a whole time to live");
+    let (lease, told) = acquire_and_listen(&store, &options);
+    let lease = lease.expect("unchanged for a whole time to live");
+    lease.still_held().expect("taken over just now");
     lease.release().expect("released");
+    assert!(told.len() > 2, "{told:?}");
+    assert!(told.iter().all(|(host, _)| host.is_some()), "{told:?}");
+    assert!(told.is_sorted_by(|(_, a), (_, b)| a > b), "{told:?}");
 
     // Alive, its clock an hour ahead.
     doubtful(3600);
@@ -288,10 +318,117 @@ fn a_holder_notices_that_the_lease_is_gone() {
     );
 }
 
+/// A claim or lease of a holder on another host, as its document.
+fn foreign(store: &Arc<dyn Store>, options: &LeaseOptions) -> Value {
+    let lease = acquire(store, options).expect("free");
+    let object = list_all(&**store, "main").expect("listed").remove(0);
+    let text = store.get(&object.key).expect("read");
+    let mut value: Value = serde_json::from_slice(&text).expect("JSON");
+    drop(lease);
+    value["released"] = false.into();
+    value["holder"]["boot_id"] = "another".into();
+    value["holder"]["host"] = "db2".into();
+    value
+}
+
+/// Puts `content` in the place of the lease, or of the only claim.
+fn plant(memory: &MemoryStore, options: &LeaseOptions, content: Bytes) {
+    let place = match options.conditional_writes {
+        true => key("main/lease.json"),
+        false => key("main/claims/00-00000001-00"),
+    };
+    memory.put(place, content);
+}
+
 #[test]
-fn the_local_store_honours_conditions() {
-    let (folder, store) = store();
-    assert!(probe_conditional_writes(&*store).expect("probed"));
-    let left: Vec<_> = leeward_repository::store::list_all(&*store, "").expect("listed");
-    assert_eq!(left, [], "{}", folder.path().display());
+fn a_dead_holder_on_another_host_is_followed_after_a_wait_that_is_told() {
+    for options in [objects(), claims()] {
+        let memory = MemoryStore::bucket();
+        let store: Arc<dyn Store> = Arc::new(memory.clone());
+        let options = LeaseOptions {
+            ttl: Duration::from_millis(1_000),
+            ..options
+        };
+        let mut record = foreign(&store, &options);
+        // Expired, but no longer ago than clocks may differ.
+        record["ttl_ms"] = 2_000.into();
+        record["expires_at"] = now_plus(-1).into();
+        plant(&memory, &options, document(&record));
+        let (lease, told) = acquire_and_listen(&store, &options);
+        let lease = lease.expect("nobody renews it");
+        lease.still_held().expect("taken over just now");
+        assert!(lease.generation() > 1);
+        assert_eq!(told[0].0.as_deref(), Some("db2"));
+        assert!(told[0].1 <= Duration::from_secs(2), "{told:?}");
+    }
+}
+
+#[test]
+fn a_lease_that_cannot_be_believed_is_taken_over_unless_it_is_renewed() {
+    for options in [objects(), claims()] {
+        let memory = MemoryStore::bucket();
+        let store: Arc<dyn Store> = Arc::new(memory.clone());
+        let options = LeaseOptions {
+            ttl: Duration::from_millis(300),
+            ..options
+        };
+        let record = foreign(&store, &options);
+        let mut endless = record.clone();
+        endless["ttl_ms"] = u64::MAX.into();
+        endless["expires_at"] = now_plus(1_000_000).into();
+        let mut torn = document(&record);
+        torn.truncate(torn.len() / 2);
+        for content in [
+            document(&endless),
+            torn,
+            Bytes::from(record.to_string()),
+            Bytes::from_static(b"{}"),
+            Bytes::from(vec![b' '; 1 << 20]),
+        ] {
+            plant(&memory, &options, content);
+            let (lease, told) = acquire_and_listen(&store, &options);
+            let lease = lease.expect("nobody renews it");
+            lease.still_held().expect("taken over just now");
+            assert!(!told.is_empty() && told.iter().all(|(holder, _)| holder.is_none()));
+            lease.release().expect("released");
+        }
+    }
+}
+
+#[test]
+fn a_lease_that_cannot_be_read_and_is_renewed_is_somebodys() {
+    let memory = MemoryStore::bucket();
+    let store: Arc<dyn Store> = Arc::new(memory.clone());
+    let options = LeaseOptions {
+        ttl: Duration::from_millis(900),
+        ..objects()
+    };
+    plant(&memory, &options, Bytes::from_static(b"0"));
+    let renewals = RefCell::new(0);
+    let refused = Lease::acquire(store, "main", "backup", &options, &|_| {
+        *renewals.borrow_mut() += 1;
+        plant(&memory, &options, renewals.borrow().to_string().into());
+    });
+    assert!(
+        matches!(refused, Err(LeaseError::Unreadable { .. })),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn a_lease_of_a_newer_format_is_left_alone() {
+    for options in [objects(), claims()] {
+        let memory = MemoryStore::bucket();
+        let store: Arc<dyn Store> = Arc::new(memory.clone());
+        let mut record = foreign(&store, &options);
+        record["format_version"] = 2.into();
+        plant(&memory, &options, document(&record));
+        let before = memory.objects();
+        let refused = acquire(&store, &options);
+        assert!(
+            matches!(refused, Err(LeaseError::NewerFormat { .. })),
+            "{refused:?}"
+        );
+        assert!(memory.objects() == before);
+    }
 }

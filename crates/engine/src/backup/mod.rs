@@ -45,7 +45,7 @@ pub use collect::DamagedFile;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer, Phase};
-use crate::repository;
+use crate::repository::{self, Writable};
 use collect::Collected;
 use copying::{Copying, Pages};
 use required::{Required, Stored};
@@ -120,13 +120,15 @@ pub fn backup(
     };
     let required = Required::before(&mut connection, &server)?;
 
+    let writable = Writable::open(store, observe)?;
+    let store = &writable.store;
     let cluster = repository::open_or_create(
         store,
         &options.cluster,
         control.system_identifier,
         control.checkpoint_timeline,
     )?;
-    let mut lease = repository::take_lease(store, &options.cluster, "backup")?;
+    let mut lease = repository::take_lease(&writable, &options.cluster, "backup", observe)?;
     repository::remove_unfinished(&cluster, observe)?;
 
     observe(Event::Phase(Phase::Starting));

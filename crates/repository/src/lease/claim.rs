@@ -5,43 +5,49 @@
 //! and looks again: among those, the oldest holds and the others withdraw. A claim is renewed by creating the next one
 //! and deleting the one before, so that no object is ever changed.
 
+use std::time::Instant;
+
 use jiff::Timestamp;
 
 use super::record::{Judgement, Record};
-use super::{LeaseError, LeaseOptions, held, pause};
-use crate::store::{Key, Store, StoreError, list_all};
+use super::{Acquired, LeaseError, LeaseObserver, LeaseOptions, Place, held, pause, watch};
+use crate::store::{Key, Store, StoreError, list_at_most};
+
+/// The most claims that are looked at: there is one for each holder and contender.
+const CLAIMS_LIMIT: usize = 1_000;
 
 pub(super) fn acquire(
     store: &dyn Store,
     folder: &Key,
     what: &str,
     options: &LeaseOptions,
-) -> Result<(Record, Key), LeaseError> {
+    observe: LeaseObserver<'_>,
+) -> Result<Acquired, LeaseError> {
     let claims = folder.join("claims")?;
-    let mut generation = 1;
-    for (key, found) in records(store, &claims)? {
-        generation = generation.max(found.generation + 1);
-        // Doubt counts as life: with claims there is nothing to take over, only to wait for.
-        if found.judge(Timestamp::now()) != Judgement::Dead {
-            return Err(held(folder, found));
-        }
-        store.delete(&key)?;
-    }
+    let generation = clear(store, folder, &claims, options, observe)?;
     let mut record = Record::new(what, options.ttl, generation);
     let key = place(&claims, &record)?;
-    store.create(&key, record.to_bytes())?;
+    store.create(&key, record.encode(&key)?)?;
     pause(options.claim_settle);
 
     let mut there = false;
     let mut older = None;
     let others = records(store, &claims);
-    for (_, found) in others.inspect_err(|_| drop(store.delete(&key)))? {
-        if found.token == record.token {
-            there = true;
-        } else if found.judge(Timestamp::now()) != Judgement::Dead
-            && (found.acquired_at, &found.token) < (record.acquired_at, &record.token)
-        {
-            older = Some(found);
+    for (other, found) in others.inspect_err(|_| drop(store.delete(&key)))? {
+        match found {
+            Ok(found) if found.token == record.token => there = true,
+            Ok(found) => {
+                if found.judge(Timestamp::now()) != Judgement::Dead
+                    && (found.acquired_at, &found.token) < (record.acquired_at, &record.token)
+                {
+                    older = Some(found);
+                }
+            }
+            // It came after our look, so its writer lives.
+            Err(reason) => {
+                store.delete(&key)?;
+                return Err(LeaseError::Unreadable { key: other, reason });
+            }
         }
     }
     if let Some(older) = older {
@@ -54,36 +60,79 @@ pub(super) fn acquire(
             reason: "our claim disappeared".to_owned(),
         });
     }
-    let key = renew(store, &key, record_renewed(&mut record))?;
-    Ok((record, key))
+    let renewed = Instant::now();
+    record.renew();
+    let key = renew(store, &key, &record)?;
+    Ok(Acquired {
+        record,
+        place: Place::Claim { key },
+        renewed,
+    })
 }
 
-fn record_renewed(record: &mut Record) -> &Record {
-    record.renew();
-    record
+/// Deletes the claims of the dead, and returns the generation that follows theirs. What may be dead is watched.
+fn clear(
+    store: &dyn Store,
+    folder: &Key,
+    claims: &Key,
+    options: &LeaseOptions,
+    observe: LeaseObserver<'_>,
+) -> Result<u64, LeaseError> {
+    let mut generation: u64 = 1;
+    for (key, found) in records(store, claims)? {
+        if let Ok(found) = &found {
+            generation = generation.max(found.generation.saturating_add(1));
+            match found.judge(Timestamp::now()) {
+                Judgement::Alive => return Err(held(folder, found.clone())),
+                Judgement::Doubtful => {}
+                Judgement::Dead => {
+                    store.delete(&key)?;
+                    continue;
+                }
+            }
+        }
+        let is_there = || match store.size(&key) {
+            Ok(_) => Ok(true),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error.into()),
+        };
+        if watch(&found, options, observe, &is_there)? {
+            store.delete(&key)?;
+            continue;
+        }
+        // Renewed under its next name, or withdrawn.
+        let token = key.name().split('-').next().unwrap_or_default();
+        for (next, found) in records(store, claims)? {
+            if next.name().split('-').next() == Some(token) {
+                return Err(match found {
+                    Ok(found) => held(folder, found),
+                    Err(reason) => LeaseError::Unreadable { key: next, reason },
+                });
+            }
+        }
+    }
+    Ok(generation)
 }
 
 /// Puts a renewed record in place of the claim `key`; returns its key.
-pub(super) fn renew(store: &dyn Store, key: &Key, record: &Record) -> Result<Key, StoreError> {
+pub(super) fn renew(store: &dyn Store, key: &Key, record: &Record) -> Result<Key, LeaseError> {
     let claims = key
         .as_str()
         .strip_suffix(&format!("/{}", key.name()))
         .unwrap_or_default();
-    if !store.size(key).map(|_| true).or_else(|error| {
-        if error.is_not_found() {
-            Ok(false)
-        } else {
-            Err(error)
-        }
-    })? {
+    match store.size(key) {
+        Ok(_) => {}
         // Deleted by somebody who took us for dead.
-        return Err(StoreError::Conflict {
-            key: key.clone(),
-            location: store.location().clone(),
-        });
+        Err(error) if error.is_not_found() => {
+            return Err(LeaseError::Store(StoreError::Conflict {
+                key: key.clone(),
+                location: store.location().clone(),
+            }));
+        }
+        Err(error) => return Err(error.into()),
     }
     let next = place(&Key::new(claims)?, record)?;
-    store.create(&next, record.to_bytes())?;
+    store.create(&next, record.encode(&next)?)?;
     store.delete(key)?;
     Ok(next)
 }
@@ -97,14 +146,17 @@ fn place(claims: &Key, record: &Record) -> Result<Key, StoreError> {
     ))?)
 }
 
+/// A claim's key, and its record or why that cannot be believed.
+type Claim = (Key, std::result::Result<Record, String>);
+
 /// All claims. One that disappears while it is read was withdrawn or renewed; a renewed one shows up under its next
 /// name in the same or the next listing, and its holder's own look finds us.
-fn records(store: &dyn Store, claims: &Key) -> Result<Vec<(Key, Record)>, LeaseError> {
+fn records(store: &dyn Store, claims: &Key) -> Result<Vec<Claim>, LeaseError> {
     let mut found = Vec::new();
-    for object in list_all(store, claims.as_str())? {
+    for object in list_at_most(store, claims.as_str(), CLAIMS_LIMIT)? {
         match store.get(&object.key) {
             Ok(content) => {
-                let record = Record::parse(&object.key, &content)?;
+                let record = Record::decode(&object.key, &content)?;
                 found.push((object.key, record));
             }
             Err(error) if error.is_not_found() => {}

@@ -8,11 +8,18 @@ use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 use super::LeaseError;
+use crate::document;
 use crate::process::ProcessIdentity;
+use crate::repository_error::RepositoryError;
 use crate::store::Key;
+use crate::summary::FORMAT_VERSION;
 
-/// Versions above this one are refused.
-const FORMAT_VERSION: u32 = 1;
+/// The most bytes of a lease or claim.
+const RECORD_BYTES_LIMIT: usize = 16 << 10;
+/// The longest time to live: nobody waits longer for somebody else's word.
+const TTL_LIMIT: Duration = Duration::from_secs(600);
+/// The most bytes of a text in it.
+const TEXT_BYTES_LIMIT: usize = 256;
 
 /// Who holds a lease, and for what.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,26 +131,60 @@ impl Record {
         }
     }
 
-    pub(super) fn to_bytes(&self) -> Bytes {
-        let mut text = serde_json::to_vec_pretty(self).unwrap_or_default();
-        text.push(b'\n');
-        text.into()
+    pub(super) fn encode(&self, key: &Key) -> Result<Bytes, LeaseError> {
+        document::encode(key.as_str(), self).map_err(|error| LeaseError::Unwritable {
+            key: key.clone(),
+            reason: error.to_string(),
+        })
     }
 
-    pub(super) fn parse(key: &Key, content: &[u8]) -> Result<Record, LeaseError> {
-        let damaged = |reason: String| LeaseError::Damaged {
-            key: key.clone(),
-            reason,
-        };
-        let record: Record =
-            serde_json::from_slice(content).map_err(|error| damaged(error.to_string()))?;
-        if record.format_version > FORMAT_VERSION {
-            return Err(damaged(format!(
-                "it has format version {}, and this program knows {FORMAT_VERSION}",
-                record.format_version
-            )));
+    /// Reads a record; `Err` inside says why it cannot be believed.
+    ///
+    /// # Errors
+    /// [`LeaseError::NewerFormat`].
+    pub(super) fn decode(
+        key: &Key,
+        content: &[u8],
+    ) -> Result<std::result::Result<Record, String>, LeaseError> {
+        if content.len() > RECORD_BYTES_LIMIT {
+            return Ok(Err(format!("it has {} bytes", content.len())));
         }
-        Ok(record)
+        match document::decode::<Record>(key.as_str(), content) {
+            Ok(record) => Ok(record.check().map(|()| record)),
+            Err(RepositoryError::NewerFormat { found, known, .. }) => {
+                Err(LeaseError::NewerFormat {
+                    key: key.clone(),
+                    found,
+                    known,
+                })
+            }
+            Err(RepositoryError::Damaged { problem, .. }) => Ok(Err(problem)),
+            Err(error) => Ok(Err(error.to_string())),
+        }
+    }
+
+    /// Whether a holder may have written this.
+    fn check(&self) -> Result<(), String> {
+        let limit_ms = TTL_LIMIT.as_millis();
+        if self.ttl_ms == 0 || u128::from(self.ttl_ms) > limit_ms {
+            return Err(format!(
+                "its time to live is {} ms, not 1 to {limit_ms}",
+                self.ttl_ms
+            ));
+        }
+        let process = &self.holder.process;
+        for text in [
+            &self.token,
+            &self.holder.what,
+            &process.host,
+            &process.boot_id,
+            &process.pid_namespace,
+        ] {
+            if text.len() > TEXT_BYTES_LIMIT || text.chars().any(char::is_control) {
+                return Err("a text in it is too long, or no text".to_owned());
+            }
+        }
+        Ok(())
     }
 }
 
@@ -186,22 +227,62 @@ mod tests {
         assert_eq!(at(&record, -30), Judgement::Dead);
     }
 
+    fn key() -> Key {
+        Key::new("main/lease.json").expect("a key")
+    }
+
     #[test]
     fn records_read_back_and_nonsense_does_not() {
-        let key = Key::new("main/lease.json").expect("a key");
         let record = Record::new("backup", Duration::from_secs(60), 3);
+        let text = record.encode(&key()).expect("written");
         assert_eq!(
-            Record::parse(&key, &record.to_bytes()).expect("read"),
-            record
+            Record::decode(&key(), &text).expect("read"),
+            Ok(record.clone())
         );
-        assert!(Record::parse(&key, b"{}").is_err());
+        for at in 0..text.len() {
+            let mut damaged = text.to_vec();
+            damaged[at] ^= 1;
+            assert!(
+                Record::decode(&key(), &damaged).expect("read").is_err(),
+                "byte {at}"
+            );
+        }
+        assert!(Record::decode(&key(), b"{}").expect("read").is_err());
         let newer = Record {
             format_version: 2,
             ..record
         };
-        let error = Record::parse(&key, &newer.to_bytes())
-            .expect_err("refused")
-            .to_string();
-        assert!(error.contains("format version 2"), "{error}");
+        let text = newer.encode(&key()).expect("written");
+        let error = Record::decode(&key(), &text).expect_err("refused");
+        assert!(error.to_string().contains("format version 2"), "{error}");
+    }
+
+    #[test]
+    fn what_no_holder_writes_is_not_believed() {
+        let record = Record::new("backup", Duration::from_secs(60), 3);
+        let ttl = |ttl_ms| Record {
+            ttl_ms,
+            ..record.clone()
+        };
+        let what = |what: String| {
+            let mut record = record.clone();
+            record.holder.what = what;
+            record
+        };
+        for (record, fine) in [
+            (ttl(1), true),
+            (ttl(600_000), true),
+            (ttl(0), false),
+            (ttl(600_001), false),
+            (ttl(u64::MAX), false),
+            (what("x".repeat(256)), true),
+            (what("x".repeat(257)), false),
+            (what("x".repeat(20_000)), false),
+            (what("backup\u{1b}[2J".to_owned()), false),
+        ] {
+            let text = record.encode(&key()).expect("written");
+            let found = Record::decode(&key(), &text).expect("read");
+            assert_eq!(found.is_ok(), fine, "{found:?}");
+        }
     }
 }
