@@ -139,10 +139,14 @@ pub(crate) struct Packs<'a> {
     backup: &'a leeward_repository::backup_id::BackupId,
     sources: &'a [Source],
     open: HashMap<(u16, u32), Arc<Pack>>,
+    /// What their indexes take.
+    open_bytes: usize,
 }
 
 /// An incremental backup goes back and forth between packs; more than a few at a time do not pay.
 const OPEN_PACKS: usize = 16;
+/// Nor may their indexes take more memory, where packs hold very many small files.
+const OPEN_PACKS_BYTES: usize = 64 << 20;
 
 impl<'a> Packs<'a> {
     pub(crate) fn new(
@@ -157,6 +161,7 @@ impl<'a> Packs<'a> {
             backup,
             sources,
             open: HashMap::new(),
+            open_bytes: 0,
         }
     }
 
@@ -185,8 +190,10 @@ impl<'a> Packs<'a> {
             number,
         )?;
         let index = PackIndex::read(self.store, &key, Some(info))?;
-        if self.open.len() >= OPEN_PACKS {
+        self.open_bytes += index.memory_bytes();
+        if self.open.len() >= OPEN_PACKS || self.open_bytes > OPEN_PACKS_BYTES {
             self.open.clear();
+            self.open_bytes = index.memory_bytes();
         }
         let pack = Arc::new(Pack { key, index });
         self.open.insert((source, number), Arc::clone(&pack));

@@ -126,9 +126,12 @@ impl WalSegmentName {
         if u64::from(low) >= size.segments_per_id() {
             return None;
         }
+        let number = u64::from(id) * size.segments_per_id() + u64::from(low);
+        // Of the last one of all, no LSN is the end: the server stops before.
+        (number + 1).checked_mul(size.bytes())?;
         Some(WalSegmentName {
             timeline: TimelineId(timeline),
-            number: u64::from(id) * size.segments_per_id() + u64::from(low),
+            number,
         })
     }
 

@@ -8,7 +8,9 @@ use crate::backup_id::BackupId;
 use crate::catalog::Cluster;
 use crate::layout;
 use crate::repository_error::RepositoryError;
-use crate::wal_object::{WalObjectInfo, read_wal_object, read_wal_object_contents};
+use crate::wal_object::{
+    WalObjectInfo, read_history_object, read_wal_object, read_wal_object_contents,
+};
 
 impl Cluster {
     /// Writes the WAL segment or timeline history file `name` of a backup to `to`. What was written may be used only if
@@ -27,6 +29,19 @@ impl Cluster {
         let store = &**self.store();
         let length = stored_length.map_or_else(|| store.size(&key), Ok)?;
         read_wal_object(store, &key, length, to)
+    }
+
+    /// The text of the timeline history file `name` of a backup.
+    ///
+    /// # Errors
+    /// As [`Cluster::read_backup_wal`]; [`RepositoryError::Damaged`] when it has more than 1 MiB.
+    pub fn read_backup_history(
+        &self,
+        backup: &BackupId,
+        name: &str,
+    ) -> Result<Vec<u8>, RepositoryError> {
+        let key = layout::backup_wal(self.name(), backup, name)?;
+        Ok(read_history_object(&**self.store(), &key)?.1)
     }
 
     /// The summary of a WAL segment of a backup; `None` where its object has none.

@@ -182,6 +182,9 @@ fn exists(store: &dyn Store, key: &Key) -> Result<bool, RepositoryError> {
     }
 }
 
+/// The most bytes of all summaries of a cluster: some 30,000 of usual length.
+const SUMMARIES_BYTES_LIMIT: usize = 128 << 20;
+
 /// How often `cluster.json` is read again when somebody else changes it at the same moment.
 const CLAIM_ATTEMPTS: u32 = 10;
 
@@ -313,9 +316,20 @@ impl Cluster {
     /// Those of the store.
     pub fn backups(&self) -> Result<Backups, RepositoryError> {
         let mut backups = Backups::default();
+        let mut bytes = 0;
         for id in self.folders()? {
-            match self.backup(&id) {
-                Ok(summary) => backups.sound.push(summary),
+            match self.backup_and_length(&id) {
+                Ok((summary, length)) => {
+                    bytes += length;
+                    if bytes > SUMMARIES_BYTES_LIMIT {
+                        return Err(RepositoryError::damaged(
+                            layout::backups_folder(&self.name),
+                            "summaries",
+                            format!("they have more than {SUMMARIES_BYTES_LIMIT} bytes together"),
+                        ));
+                    }
+                    backups.sound.push(summary);
+                }
                 Err(RepositoryError::NoBackup { .. }) => {}
                 Err(error) if is_about_content(&error) => backups.unreadable.push((id, error)),
                 Err(error) => return Err(error),
@@ -347,6 +361,11 @@ impl Cluster {
     /// # Errors
     /// [`RepositoryError::NoBackup`], [`RepositoryError::Damaged`], [`RepositoryError::NewerFormat`]; those of the store.
     pub fn backup(&self, id: &BackupId) -> Result<BackupSummary, RepositoryError> {
+        self.backup_and_length(id).map(|(summary, _)| summary)
+    }
+
+    /// The summary of one backup, and the length of its text.
+    fn backup_and_length(&self, id: &BackupId) -> Result<(BackupSummary, usize), RepositoryError> {
         let key = layout::summary(&self.name, id)?;
         let text = match self.store.get(&key) {
             Ok(text) => text,
@@ -361,7 +380,10 @@ impl Cluster {
             );
             return Err(RepositoryError::damaged(&key, "text", problem));
         }
-        Ok(summary)
+        summary
+            .check_wal()
+            .map_err(|problem| RepositoryError::damaged(&key, "wal", problem))?;
+        Ok((summary, text.len()))
     }
 
     fn no_backup(&self, wanted: &str) -> RepositoryError {

@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 
 use crate::hash::Hash;
 use crate::repository_error::RepositoryError;
+use crate::store::SMALL_OBJECT_BYTES_LIMIT;
 use crate::summary::FORMAT_VERSION;
 
 const CHECKSUM_START: &str = "  \"checksum\": \"";
@@ -28,6 +29,12 @@ pub(crate) fn encode<T: Serialize>(object: &str, document: &T) -> Result<Bytes, 
     text.push_str(",\n");
     let hash = Hash::of(text.as_bytes());
     text.push_str(&format!("{CHECKSUM_START}{hash}{CHECKSUM_END}"));
+    if text.len() as u64 > SMALL_OBJECT_BYTES_LIMIT {
+        return Err(unwritable(format!(
+            "it would have {} bytes, at most {SMALL_OBJECT_BYTES_LIMIT}",
+            text.len()
+        )));
+    }
     Ok(text.into())
 }
 

@@ -220,6 +220,11 @@ impl PackWriter {
     }
 }
 
+/// The most files, frames and pieces of a pack. A writer closes it when its index has 8 MiB, and so at less than half.
+const FILES_LIMIT: u32 = 1 << 20;
+const FRAMES_LIMIT: u32 = 1 << 18;
+const PIECES_LIMIT: u32 = 1 << 20;
+
 /// Bytes before the file table of an index.
 const INDEX_HEADER_BYTES: usize = 96;
 
@@ -278,6 +283,18 @@ impl PackIndex {
             }
             _ => Ok(index),
         }
+    }
+
+    /// How much memory it takes, about, in bytes.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        let files: usize = self.files.iter().map(|file| 64 + file.path.len()).sum();
+        let frames: usize = self
+            .frames
+            .iter()
+            .map(|frame| size_of::<FrameEntry>() + frame.pieces.len() * size_of::<Piece>())
+            .sum();
+        files + frames
     }
 
     /// The pack's number in its backup.
@@ -357,8 +374,13 @@ impl PackIndex {
         let mut file_fields = Fields(fields.bytes(file_bytes as usize)?);
         let frame_bytes = fields.bytes((frame_count as usize).checked_mul(frame_size)?)?;
         let piece_bytes = fields.bytes((piece_count as usize).checked_mul(piece_size)?)?;
-        // Four bytes at least for each file: the count is bounded by bytes that are there.
-        if !fields.0.is_empty() || file_count > file_bytes / 4 {
+        if !fields.0.is_empty()
+            || file_count > FILES_LIMIT
+            || frame_count > FRAMES_LIMIT
+            || piece_count > PIECES_LIMIT
+            // Four bytes at least for each file: what is allocated is bounded by bytes that are there.
+            || file_count > file_bytes / 4
+        {
             return None;
         }
         let mut files = Vec::with_capacity(file_count as usize);
@@ -507,4 +529,40 @@ pub fn check_pack(
         }
     }
     Ok(sound)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An index of so many files of the shortest names, frames and pieces, as far as its lengths go.
+    fn index(files: u32, frames: u32, pieces: u32) -> Vec<u8> {
+        let mut index = encode_header(trailer::PACK, 0, [0; 16]).to_vec();
+        for field in [files, frames, pieces, files * 4] {
+            index.extend_from_slice(&field.to_le_bytes());
+        }
+        index.extend_from_slice(&(FrameEntry::ENCODED_BYTES as u16).to_le_bytes());
+        index.extend_from_slice(&(FrameEntry::PIECE_BYTES as u16).to_le_bytes());
+        index.resize(INDEX_HEADER_BYTES, 0);
+        let tables = files as usize * 4
+            + frames as usize * FrameEntry::ENCODED_BYTES
+            + pieces as usize * FrameEntry::PIECE_BYTES;
+        index.resize(INDEX_HEADER_BYTES + tables, 0);
+        index
+    }
+
+    #[test]
+    fn an_index_counts_no_more_than_any_has() {
+        assert!(PackIndex::parse(&index(FILES_LIMIT, FRAMES_LIMIT, 0)).is_some());
+        assert!(PackIndex::parse(&index(FILES_LIMIT + 1, 0, 0)).is_none());
+        assert!(PackIndex::parse(&index(0, FRAMES_LIMIT + 1, 0)).is_none());
+        assert!(PackIndex::parse(&index(0, 0, PIECES_LIMIT + 1)).is_none());
+    }
+
+    #[test]
+    fn what_an_index_takes_is_told() {
+        let index = PackIndex::parse(&index(1_000, 100, 0)).expect("an index");
+        let bytes = index.memory_bytes();
+        assert!((64_000..100_000).contains(&bytes), "{bytes}");
+    }
 }

@@ -3,7 +3,8 @@
 use std::fmt::Display;
 use std::str::FromStr;
 
-use leeward_pgformat::{Lsn, Oid, SystemIdentifier, TimelineId};
+use leeward_pgformat::wal_segment::parse_history_file_name;
+use leeward_pgformat::{Lsn, Oid, SystemIdentifier, TimelineId, WalSegmentName, WalSegmentSize};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::backup_id::BackupId;
@@ -103,6 +104,63 @@ pub struct BackupSummary {
     pub leeward_version: String,
     /// Who owns the data directory.
     pub owner: Owner,
+}
+
+/// The most WAL segments of a backup: 16 TiB of 16 MiB each.
+const WAL_SEGMENTS_LIMIT: u64 = 1 << 20;
+/// The most timeline history files of a backup.
+const HISTORY_FILES_LIMIT: usize = 10_000;
+
+impl BackupSummary {
+    /// The size of the cluster's WAL segments; `None` when it is none that a cluster can have.
+    #[must_use]
+    pub fn wal_segment_size(&self) -> Option<WalSegmentSize> {
+        WalSegmentSize::new(u32::try_from(self.wal.segment_size_bytes).ok()?)
+    }
+
+    /// Whether its WAL may be gone along, segment by segment: the bounds of every loop over a backup's WAL.
+    ///
+    /// # Errors
+    /// What is wrong, in words.
+    pub(crate) fn check_wal(&self) -> Result<(), String> {
+        let size = self.wal_segment_size().ok_or_else(|| {
+            format!(
+                "WAL segments of {} bytes, which no cluster has",
+                self.wal.segment_size_bytes
+            )
+        })?;
+        if self.start_lsn > self.stop_lsn {
+            return Err(format!("WAL from {} to {}", self.start_lsn, self.stop_lsn));
+        }
+        let begin = size.segment_number(self.start_lsn);
+        let by_lsn = begin..=size.segment_number_before(self.stop_lsn).max(begin);
+        let named = |name: &str| WalSegmentName::parse(name, size).map(|named| named.number);
+        let (first, last) = (named(&self.wal.first), named(&self.wal.last));
+        let by_name = match (first, last) {
+            (Some(first), Some(last)) if first == begin && last >= begin => first..=last,
+            _ => {
+                return Err(format!(
+                    "WAL from {} to {} in segments from \"{}\" to \"{}\"",
+                    self.start_lsn, self.stop_lsn, self.wal.first, self.wal.last
+                ));
+            }
+        };
+        for range in [by_lsn, by_name] {
+            if range.end() - range.start() >= WAL_SEGMENTS_LIMIT {
+                return Err(format!(
+                    "WAL segments {:X} to {:X}, more than any backup has",
+                    range.start(),
+                    range.end()
+                ));
+            }
+        }
+        if self.wal.history.len() > HISTORY_FILES_LIMIT
+            || !(self.wal.history.iter()).all(|name| parse_history_file_name(name).is_some())
+        {
+            return Err("history files that are none, or too many".to_owned());
+        }
+        Ok(())
+    }
 }
 
 /// The server's settings of these names: absolute paths, absent where the role may not see them.

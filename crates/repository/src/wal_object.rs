@@ -66,6 +66,10 @@ impl WalSource for WithoutContents<'_> {
 
 /// The most plain bytes of a WAL segment (`wal_segment_size` of 1 GiB).
 const PLAIN_LIMIT: u64 = 1 << 30;
+/// The most bytes of a WAL object: compressed bytes may be a little more than plain ones.
+const STORED_LIMIT: u64 = PLAIN_LIMIT + (PLAIN_LIMIT >> 6);
+/// The most plain bytes of a timeline history file or backup history file. The server's own are a few kB.
+pub(crate) const FILE_LIMIT: u64 = 1 << 20;
 /// zstd's window, as the power of two: what a reader must hold.
 const WINDOW_LOG_LIMIT: u32 = 23;
 
@@ -276,6 +280,57 @@ pub fn read_wal_object(
     )
 }
 
+/// Reads a timeline history file that is stored as an object, with the timeline that the object says it is of.
+///
+/// # Errors
+/// As [`read_wal_object`]; [`RepositoryError::Damaged`] when it has more than 1 MiB.
+pub fn read_history_object(
+    store: &dyn Store,
+    key: &Key,
+) -> Result<(TimelineId, Vec<u8>), RepositoryError> {
+    let mut content = Bounded::new(FILE_LIMIT);
+    let info = read_wal_object(store, key, store.size(key)?, &mut content)?;
+    if info.plain_length > FILE_LIMIT {
+        return Err(RepositoryError::damaged(
+            key,
+            "file",
+            format!(
+                "it has {} bytes, more than any such file",
+                info.plain_length
+            ),
+        ));
+    }
+    Ok((info.facts.timeline, content.bytes))
+}
+
+/// Memory that does not grow beyond a limit; what is more is left out, and seen by the length that the reader is told.
+pub(crate) struct Bounded {
+    pub(crate) bytes: Vec<u8>,
+    limit: u64,
+}
+
+impl Bounded {
+    pub(crate) fn new(limit: u64) -> Self {
+        Self {
+            bytes: Vec::new(),
+            limit,
+        }
+    }
+}
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let room = self.limit - self.bytes.len() as u64;
+        let kept = room.min(bytes.len() as u64) as usize;
+        self.bytes.extend_from_slice(&bytes[..kept]);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 /// As [`read_wal_object`], getting the object's bytes from `read`.
 pub(crate) fn decode_wal_object(
     object: &str,
@@ -286,11 +341,11 @@ pub(crate) fn decode_wal_object(
     let damaged = |part: &str, problem: &str| RepositoryError::damaged(object, part, problem);
     let Some(stream_end) = stored_length
         .checked_sub(TAIL_BYTES as u64)
-        .filter(|end| *end > HEAD_BYTES as u64)
+        .filter(|end| *end > HEAD_BYTES as u64 && stored_length <= STORED_LIMIT)
     else {
         return Err(damaged(
-            "head",
-            &format!("the object has only {stored_length} bytes"),
+            "length",
+            &format!("no WAL object has {stored_length} bytes"),
         ));
     };
     // The tail comes first: it says how much there is to be. Small objects are read at once.

@@ -115,7 +115,9 @@ pub(super) fn summary(parts: &Parts<'_>) -> Result<BackupSummary> {
         size_bytes: parts.collected.size_bytes,
         stored_bytes: packs + wal_stored + parts.manifest.size,
         pages_checked: parts.collected.pages_checked,
-        damaged: parts.damaged.iter().map(damaged_relation).collect(),
+        damaged: (parts.damaged.iter().take(LISTED_FILES))
+            .map(damaged_relation)
+            .collect(),
         compression: run.options.compression.to_string(),
         packs: parts.collected.packs.len() as u32,
         manifest: ManifestSummary {
@@ -158,6 +160,9 @@ pub(super) fn summary(parts: &Parts<'_>) -> Result<BackupSummary> {
 fn seconds(time: jiff::Timestamp) -> String {
     time.round(jiff::Unit::Second).unwrap_or(time).to_string()
 }
+
+/// As many damaged files are named at most: the summary stays a small object. The manifest has them all.
+const LISTED_FILES: usize = 20_000;
 
 fn damaged_relation(file: &DamagedFile) -> DamagedRelation {
     DamagedRelation {

@@ -144,8 +144,7 @@ impl RecoverySources {
         };
         for name in &summary.wal.history {
             if let Some(timeline) = parse_history_file_name(name) {
-                let mut text = Vec::new();
-                cluster.read_backup_wal(&summary.id, name, None, &mut text)?;
+                let text = cluster.read_backup_history(&summary.id, name)?;
                 sources
                     .histories
                     .insert(timeline, parse_history(&text, timeline)?);

@@ -97,9 +97,7 @@ pub(crate) fn file_in_backups(
 ) -> Result<Option<Vec<u8>>> {
     for (backup, stretch) in stretches(cluster, cache)?.iter().rev() {
         if stretch.history.iter().any(|history| history == name) {
-            let mut content = Vec::new();
-            cluster.read_backup_wal(backup, name, None, &mut content)?;
-            return Ok(Some(content));
+            return Ok(Some(cluster.read_backup_history(backup, name)?));
         }
     }
     Ok(None)

@@ -13,6 +13,11 @@ use crate::trailer::HEADER_BYTES;
 /// The most plain bytes of one block. Blocks are far smaller, except for one with a single very fragmented file.
 pub(super) const BLOCK_BYTES_LIMIT: u32 = 32 << 20;
 
+/// The most blocks of a manifest: of files without runs, half a billion; of full relation segments, 67 PB.
+pub(super) const BLOCKS_LIMIT: usize = 1 << 18;
+/// The most backups that a manifest points into, itself among them.
+pub(super) const SOURCES_LIMIT: usize = 1 << 16;
+
 /// What a block holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Section {
@@ -160,12 +165,12 @@ impl Footer {
                         .map_err(|_| message("a header of another length"))?
                 }
                 1 => {
-                    for _ in 0..length(d.array()?)? {
+                    for _ in 0..at_most(BLOCKS_LIMIT - footer.blocks.len(), d.array()?)? {
                         footer.blocks.push(parse_block(&mut d)?);
                     }
                 }
                 2 => {
-                    for _ in 0..length(d.array()?)? {
+                    for _ in 0..at_most(SOURCES_LIMIT - footer.sources.len(), d.array()?)? {
                         footer.sources.push(parse_source(&mut d)?);
                     }
                 }
@@ -197,6 +202,14 @@ fn message(text: &'static str) -> minicbor::decode::Error {
 /// The length of an array or map; nothing is allocated for it in advance.
 fn length(length: Option<u64>) -> Result<u64, minicbor::decode::Error> {
     length.ok_or_else(|| message("an array or map without a length"))
+}
+
+/// As [`length`], of an array that may have so many elements.
+fn at_most(limit: usize, found: Option<u64>) -> Result<u64, minicbor::decode::Error> {
+    match length(found)? {
+        length if length <= limit as u64 => Ok(length),
+        _ => Err(message("more elements than any footer has")),
+    }
 }
 
 fn skip(d: &mut Decoder<'_>, count: u64) -> Result<(), minicbor::decode::Error> {
@@ -274,4 +287,49 @@ fn parse_source(d: &mut Decoder<'_>) -> Result<Source, minicbor::decode::Error> 
     }
     skip(d, fields - 2)?;
     Ok(Source { backup, packs })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A footer with its blocks or sources given as they are encoded, once or several times.
+    fn footer(key: u8, count: u64, element: &[u8], times: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        let mut e = Encoder::new(&mut out);
+        e.map(times as u64).expect("encoded");
+        for _ in 0..times {
+            let mut e = Encoder::new(&mut out);
+            e.u8(key).expect("encoded").array(count).expect("encoded");
+            for _ in 0..count {
+                out.extend_from_slice(element);
+            }
+        }
+        out
+    }
+
+    fn refusal(bytes: &[u8]) -> String {
+        Footer::parse(bytes).expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn more_elements_than_any_footer_has_are_refused() {
+        // Array of two: no backup, no packs.
+        let source = [0x82, 0xF6, 0x80];
+        let limit = SOURCES_LIMIT as u64;
+        assert!(Footer::parse(&footer(2, limit, &source, 1)).is_ok());
+        for bytes in [
+            footer(2, limit + 1, &source, 1),
+            footer(2, limit / 2 + 1, &source, 2),
+            // Nothing is allocated for what is only announced.
+            footer(1, 0, &[], 1)[..2]
+                .iter()
+                .copied()
+                .chain([0x9B, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF])
+                .collect(),
+        ] {
+            let text = refusal(&bytes);
+            assert!(text.contains("more elements than any footer has"), "{text}");
+        }
+    }
 }

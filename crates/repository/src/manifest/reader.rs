@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::footer::{Block, Footer, Section};
-use super::record;
+use super::record::{self, HELD_BYTES_LIMIT};
 use super::{Entry, FileRecord, ManifestInfo, Source};
 use crate::codec::{CompressionUsed, Decompressor};
 use crate::file_path::FilePath;
@@ -81,6 +81,7 @@ impl ManifestReader {
             position: 0,
             current: 0,
             left: 0,
+            held_bytes: 0,
             decompressor: Decompressor::new(),
         }
     }
@@ -179,6 +180,8 @@ struct Entries<'a> {
     current: usize,
     /// Records left in the block.
     left: u32,
+    /// What whoever collects them holds by now.
+    held_bytes: usize,
     decompressor: Decompressor,
 }
 
@@ -229,6 +232,15 @@ impl Iterator for Entries<'_> {
             Ok((entry, length)) => {
                 self.position += length;
                 self.left -= 1;
+                self.held_bytes += match &entry {
+                    Entry::File(record) => record::held_bytes_of_file(record),
+                    Entry::Wal(record) => record::held_bytes_of_wal(record),
+                };
+                if self.held_bytes > HELD_BYTES_LIMIT {
+                    self.blocks = 0..0;
+                    let problem = "more directories, links and WAL files than any backup has";
+                    return Some(Err(self.damaged(problem.to_owned())));
+                }
                 Some(Ok(entry))
             }
             Err(problem) => Some(Err(self.damaged(problem))),

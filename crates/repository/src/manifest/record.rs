@@ -14,6 +14,26 @@ use crate::hash::Hash;
 /// The most runs of one file, and the most damaged pages.
 pub(super) const RUNS_LIMIT: usize = 1 << 20;
 
+/// Whoever restores or exports holds directories, links and WAL files in memory until everything else is written: so much
+/// of them at most, counted as [`held_bytes_of_file`] and [`held_bytes_of_wal`] do.
+pub(super) const HELD_BYTES_LIMIT: usize = 64 << 20;
+/// What one of them takes beside its names.
+const HELD_BYTES_EACH: usize = 64;
+
+/// How many bytes of a file's record are held.
+pub(super) fn held_bytes_of_file(record: &FileRecord) -> usize {
+    match &record.kind {
+        FileKind::File { .. } => 0,
+        FileKind::Directory => HELD_BYTES_EACH + record.path.path.len(),
+        FileKind::Symlink { target } => HELD_BYTES_EACH + record.path.path.len() + target.len(),
+    }
+}
+
+/// How many bytes of a WAL object's record are held.
+pub(super) fn held_bytes_of_wal(record: &WalRecord) -> usize {
+    HELD_BYTES_EACH * 2 + record.name.len()
+}
+
 /// Numbers of the fields, as `docs/format.md` lists them.
 mod field {
     pub const KIND: u32 = 0;

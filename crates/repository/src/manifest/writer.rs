@@ -1,7 +1,7 @@
 //! Writing a manifest.
 
-use super::footer::{BLOCK_BYTES_LIMIT, Block, Footer, Section};
-use super::record;
+use super::footer::{BLOCK_BYTES_LIMIT, BLOCKS_LIMIT, Block, Footer, Section};
+use super::record::{self, HELD_BYTES_LIMIT};
 use super::{FileKind, FileRecord, ManifestInfo, Source, WalRecord};
 use crate::backup_id::BackupId;
 use crate::codec::{Compression, Compressor};
@@ -27,6 +27,8 @@ pub struct ManifestWriter {
     plain: Vec<u8>,
     section: Section,
     records: u32,
+    /// What a reader holds in memory, see [`HELD_BYTES_LIMIT`].
+    held_bytes: usize,
     /// The least and the greatest path of the block being filled.
     range: Option<(FilePath, FilePath)>,
 }
@@ -61,6 +63,7 @@ impl ManifestWriter {
             plain: Vec::new(),
             section: Section::Files,
             records: 0,
+            held_bytes: 0,
             range: None,
         })
     }
@@ -94,6 +97,7 @@ impl ManifestWriter {
         }
         record::check_file(record, self.footer.sources.len())
             .map_err(|problem| self.unwritable(format!("\"{}\": {problem}", record.path)))?;
+        self.hold(record::held_bytes_of_file(record))?;
         record::encode_file(record, &mut self.plain)
             .map_err(|error| self.unwritable(error.to_string()))?;
         self.footer.entries += 1;
@@ -114,10 +118,21 @@ impl ManifestWriter {
             self.section = Section::Wal;
         }
         record::check_wal_name(&record.name).map_err(|problem| self.unwritable(problem))?;
+        self.hold(record::held_bytes_of_wal(record))?;
         record::encode_wal(record, &mut self.plain)
             .map_err(|error| self.unwritable(error.to_string()))?;
         self.footer.wal_objects += 1;
         self.added(&FilePath::in_data_directory(record.name.as_bytes()))
+    }
+
+    fn hold(&mut self, bytes: usize) -> Result<(), RepositoryError> {
+        self.held_bytes += bytes;
+        if self.held_bytes > HELD_BYTES_LIMIT {
+            return Err(self.unwritable(
+                "there are more directories, links and WAL files than a reader holds".to_owned(),
+            ));
+        }
+        Ok(())
     }
 
     fn added(&mut self, path: &FilePath) -> Result<(), RepositoryError> {
@@ -140,6 +155,9 @@ impl ManifestWriter {
         };
         if self.plain.len() > BLOCK_BYTES_LIMIT as usize {
             return Err(self.unwritable(format!("a block would have {} bytes", self.plain.len())));
+        }
+        if self.footer.blocks.len() == BLOCKS_LIMIT {
+            return Err(self.unwritable(format!("it would have more than {BLOCKS_LIMIT} blocks")));
         }
         let compression = self.compressor.compress(&self.plain, &mut self.stored)?;
         self.upload.write(&self.stored)?;
@@ -196,5 +214,57 @@ impl ManifestWriter {
             });
         }
         Ok(self.footer.info(size, hash))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::manifest::ManifestReader;
+    use crate::store::memory::MemoryStore;
+
+    fn directory(number: usize) -> FileRecord {
+        let path = format!("pg_replslot/{number:08}/{}", "x".repeat(8_000));
+        FileRecord {
+            path: FilePath::in_data_directory(path),
+            kind: FileKind::Directory,
+            mode: 0o700,
+            owner: None,
+            mtime: 0,
+            damaged: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_a_reader_holds_has_a_limit() {
+        let store = Arc::new(MemoryStore::bucket());
+        let key = Key::new("manifest").expect("a key");
+        let mut manifest = ManifestWriter::create(&*store, &key).expect("begun");
+        let refused = (0..10_000).find_map(|number| manifest.add_file(&directory(number)).err());
+        let error = refused.expect("refused").to_string();
+        assert!(
+            error.contains("more directories, links and WAL files"),
+            "{error}"
+        );
+
+        // A writer that does not care.
+        let mut manifest = ManifestWriter::create(&*store, &key).expect("begun");
+        for number in 0..10_000 {
+            manifest.held_bytes = 0;
+            manifest.add_file(&directory(number)).expect("added");
+        }
+        let info = manifest.finish(&[]).expect("finished");
+        let reader = ManifestReader::open(store, key, info.size, info.hash).expect("opened");
+        let entries: Vec<_> = reader.entries().collect();
+        assert!(entries.len() < 9_000, "{}", entries.len());
+        let error = entries
+            .into_iter()
+            .last()
+            .expect("an error")
+            .expect_err("an error");
+        assert!(error.is_damage(), "{error}");
+        assert!(error.to_string().contains("than any backup has"), "{error}");
     }
 }

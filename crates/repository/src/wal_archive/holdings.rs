@@ -8,10 +8,11 @@ use leeward_pgformat::{Lsn, TimelineId, WalLongHeader, WalSegmentSize};
 
 use super::WalArchive;
 use super::names::{ArchivedName, begins_wal_segment};
-use super::pieces::contiguous_pieces;
+use super::pieces::{PIECES_LIMIT, contiguous_pieces};
 use super::read::{Beginning, read_object};
 use crate::layout;
 use crate::repository_error::RepositoryError;
+use crate::store::too_many;
 
 /// What the archive holds, timeline by timeline.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -208,15 +209,27 @@ impl TimelineHoldings {
         }
     }
 
-    fn note(&mut self, name: ArchivedName<'_>, stored_length: u64) {
+    fn note(&mut self, name: ArchivedName<'_>, stored_length: u64, counts: &mut Counts) {
         match name {
-            ArchivedName::Segment(segment) => self.segments.insert(segment.number, stored_length),
+            ArchivedName::Segment(segment) => {
+                let runs = self.segments.runs.len();
+                self.segments.insert(segment.number, stored_length);
+                counts.segments += 1;
+                counts.runs += self.segments.runs.len() - runs;
+            }
             ArchivedName::Piece(segment, range) => {
                 self.pieces.entry(segment.number).or_default().push(range);
+                counts.pieces += 1;
             }
             ArchivedName::History(_) => self.history = true,
-            ArchivedName::BackupFile(_, name) => self.backup_files.push(name.to_owned()),
-            ArchivedName::Gap(_, range) => self.gaps.push(range),
+            ArchivedName::BackupFile(_, name) => {
+                self.backup_files.push(name.to_owned());
+                counts.backup_files += 1;
+            }
+            ArchivedName::Gap(_, range) => {
+                self.gaps.push(range);
+                counts.gaps += 1;
+            }
         }
     }
 
@@ -228,6 +241,34 @@ impl TimelineHoldings {
         self.backup_files.sort_unstable();
         self.gaps
             .sort_unstable_by_key(|range| (range.start, range.end));
+    }
+}
+
+/// How much was listed so far.
+#[derive(Default)]
+struct Counts {
+    timelines: usize,
+    segments: usize,
+    runs: usize,
+    pieces: usize,
+    backup_files: usize,
+    gaps: usize,
+}
+
+impl Counts {
+    /// What there is too much of, and how much may be: `docs/format.md`, Limits.
+    fn exceeded(&self) -> Option<(&'static str, usize)> {
+        [
+            ("timelines", self.timelines, 10_000),
+            ("WAL segments", self.segments, 1 << 25),
+            ("unbroken runs of WAL segments", self.runs, 1 << 20),
+            ("pieces", self.pieces, PIECES_LIMIT),
+            ("backup history files", self.backup_files, 1 << 20),
+            ("gaps", self.gaps, 1 << 18),
+        ]
+        .into_iter()
+        .find(|(_, count, limit)| count > limit)
+        .map(|(what, _, limit)| (what, limit))
     }
 }
 
@@ -263,16 +304,26 @@ impl WalArchive {
     ) -> Result<BTreeMap<TimelineId, TimelineHoldings>, RepositoryError> {
         let archive = layout::archive_folder(&self.cluster);
         let mut timelines: BTreeMap<TimelineId, TimelineHoldings> = BTreeMap::new();
+        let mut counts = Counts::default();
+        let mut exceeded = None;
         self.store.list(folder, &mut |object| {
             if let Some(name) = ArchivedName::parse(&object.key, &archive, segment_size) {
                 let timeline = name.timeline();
-                timelines
-                    .entry(timeline)
-                    .or_insert_with(|| TimelineHoldings::empty(timeline))
-                    .note(name, object.size_bytes);
+                let held = timelines.entry(timeline).or_insert_with(|| {
+                    counts.timelines += 1;
+                    TimelineHoldings::empty(timeline)
+                });
+                held.note(name, object.size_bytes, &mut counts);
+                exceeded = counts.exceeded();
             }
-            ControlFlow::Continue(())
+            match exceeded {
+                None => ControlFlow::Continue(()),
+                Some(_) => ControlFlow::Break(()),
+            }
         })?;
+        if let Some((what, limit)) = exceeded {
+            return Err(too_many(self.store.location(), folder, what, limit).into());
+        }
         timelines.values_mut().for_each(TimelineHoldings::sort);
         Ok(timelines)
     }
@@ -340,6 +391,40 @@ mod tests {
         let none = Segments::default();
         assert!(none.is_empty() && none.first().is_none() && none.last().is_none());
         assert_eq!(none.run_end(3), 3);
+    }
+
+    #[test]
+    fn each_kind_of_object_is_counted() {
+        let size = WalSegmentSize::DEFAULT;
+        let mut held = TimelineHoldings::empty(TimelineId(1));
+        let mut counts = Counts::default();
+        for key in [
+            "main/wal/00000001/000000010000000000000004.zst",
+            "main/wal/00000001/000000010000000000000005.zst",
+            "main/wal/00000001/000000010000000000000007.zst",
+            "main/wal/00000001/000000010000000000000008/0000000008000000-0000000008000001.zst",
+            "main/wal/00000001/000000010000000000000004.00000028.backup.zst",
+            "main/wal/00000001/0000000004000000-0000000005000000.gap.json",
+        ] {
+            let key = crate::store::Key::new(key).expect("a key");
+            let name = ArchivedName::parse(&key, "main/wal", size).expect("ours");
+            held.note(name, 1, &mut counts);
+        }
+        let of = |counts: &Counts| {
+            let Counts {
+                segments,
+                runs,
+                pieces,
+                backup_files,
+                gaps,
+                ..
+            } = counts;
+            [*segments, *runs, *pieces, *backup_files, *gaps]
+        };
+        assert_eq!(of(&counts), [3, 2, 1, 1, 1]);
+        assert_eq!(counts.exceeded(), None);
+        counts.pieces = PIECES_LIMIT + 1;
+        assert_eq!(counts.exceeded(), Some(("pieces", PIECES_LIMIT)));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Pieces of WAL segments that are not whole yet, or never will be.
 
 use std::io::{self, Read, Write};
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 use leeward_pgformat::wal_segment::{WAL_LONG_HEADER_SIZE, WAL_PAGE_SIZE};
 use leeward_pgformat::{
@@ -10,7 +10,7 @@ use leeward_pgformat::{
 
 use super::names::ArchivedName;
 use super::object::NewObject;
-use super::read::{Bounded, contents_of, read_object};
+use super::read::{contents_of, read_object};
 use super::store_segment::check_header;
 use super::workplace::Workplace;
 use super::{PIECE_BYTES_LIMIT, Piece, Stored, WalArchive};
@@ -18,11 +18,13 @@ use crate::hash::Hash;
 use crate::layout;
 use crate::parallel;
 use crate::repository_error::RepositoryError;
-use crate::store::{Key, list_all};
-use crate::wal_object::{WalFacts, WalSource};
+use crate::store::{Key, too_many};
+use crate::wal_object::{Bounded, WalFacts, WalSource};
 
 /// How many requests are under way at once: pieces are small, and each answer takes its time.
 const AT_ONCE: usize = 16;
+/// The most pieces of one WAL segment, and of an archive. Little WAL comes in many: one every 0.8 s for 38 days.
+pub(super) const PIECES_LIMIT: usize = 1 << 22;
 /// Plain bytes of the pieces that are fetched together; one alone may have more.
 const BATCH_BYTES: u64 = PIECE_BYTES_LIMIT;
 
@@ -129,31 +131,25 @@ impl WalArchive {
         segment: WalSegmentName,
         size: WalSegmentSize,
     ) -> Result<Vec<Range<Lsn>>, RepositoryError> {
-        let mut ranges: Vec<_> = self
-            .piece_keys(segment, size)?
-            .into_iter()
-            .map(|(range, _)| range)
-            .collect();
-        ranges.sort_unstable_by_key(|range| (range.start, range.end));
-        Ok(ranges)
-    }
-
-    fn piece_keys(
-        &self,
-        segment: WalSegmentName,
-        size: WalSegmentSize,
-    ) -> Result<Vec<(Range<Lsn>, Key)>, RepositoryError> {
         let folder = layout::pieces_folder(&self.cluster, segment.timeline, &segment.name(size));
         let archive = layout::archive_folder(&self.cluster);
-        let mut found = Vec::new();
-        for object in list_all(&*self.store, &folder)? {
+        let mut ranges = Vec::new();
+        self.store.list(&folder, &mut |object| {
             if let Some(ArchivedName::Piece(_, range)) =
                 ArchivedName::parse(&object.key, &archive, size)
             {
-                found.push((range, object.key));
+                ranges.push(range);
             }
+            match ranges.len() <= PIECES_LIMIT {
+                true => ControlFlow::Continue(()),
+                false => ControlFlow::Break(()),
+            }
+        })?;
+        if ranges.len() > PIECES_LIMIT {
+            return Err(too_many(self.store.location(), &folder, "pieces", PIECES_LIMIT).into());
         }
-        Ok(found)
+        ranges.sort_unstable_by_key(|range| (range.start, range.end));
+        Ok(ranges)
     }
 
     /// Reads the pieces of a chain several at a time, and writes each byte once.
@@ -241,9 +237,9 @@ impl WalArchive {
             }
             Err(error) => return Err(error.into()),
         }
-        let pieces = self.piece_keys(segment, size)?;
-        parallel::for_each(&pieces, AT_ONCE, |(_, key)| {
-            self.store.delete(key).map_err(RepositoryError::from)
+        let pieces = self.pieces(segment, size)?;
+        parallel::for_each(&pieces, AT_ONCE, |range| -> Result<(), RepositoryError> {
+            Ok(self.store.delete(&self.piece_key(segment, size, range)?)?)
         })?;
         Ok(pieces.len() as u64)
     }

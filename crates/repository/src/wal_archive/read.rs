@@ -10,11 +10,13 @@ use leeward_pgformat::{
 
 use super::WalArchive;
 use super::names::timeline_of_file;
-use super::store_segment::{FILE_LIMIT, check_header};
+use super::store_segment::check_header;
 use crate::layout;
 use crate::repository_error::RepositoryError;
 use crate::store::{Key, Store};
-use crate::wal_object::{WalObjectInfo, decode_wal_object, read_wal_object_contents};
+use crate::wal_object::{
+    Bounded, FILE_LIMIT, WalObjectInfo, decode_wal_object, read_wal_object_contents,
+};
 
 /// What is read of an object at first, without asking how long it is: all of nearly every one.
 const FIRST_READ_BYTES: u64 = 32 << 20;
@@ -222,33 +224,5 @@ impl Write for Beginning<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         self.to.flush()
-    }
-}
-
-/// Memory that does not grow beyond a limit; what is more is left out, and seen by the length that the reader is told.
-pub(super) struct Bounded {
-    pub(super) bytes: Vec<u8>,
-    limit: u64,
-}
-
-impl Bounded {
-    pub(super) fn new(limit: u64) -> Self {
-        Self {
-            bytes: Vec::new(),
-            limit,
-        }
-    }
-}
-
-impl Write for Bounded {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let room = self.limit - self.bytes.len() as u64;
-        let kept = room.min(bytes.len() as u64) as usize;
-        self.bytes.extend_from_slice(&bytes[..kept]);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }

@@ -15,10 +15,8 @@ use super::workplace::Workplace;
 use super::{Stored, WalArchive};
 use crate::layout;
 use crate::repository_error::RepositoryError;
-use crate::wal_object::{WalFacts, WalSource};
+use crate::wal_object::{FILE_LIMIT, WalFacts, WalSource};
 
-/// The most bytes of a timeline history file or backup history file. The server's own are a few kB.
-pub(super) const FILE_LIMIT: u64 = 1 << 20;
 /// zstd's level for such files; they are small.
 const FILE_LEVEL: i32 = 3;
 
