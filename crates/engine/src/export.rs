@@ -10,7 +10,7 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use leeward_postgres::directory::Directory;
+use leeward_postgres::directory::{Directory, NameError};
 use leeward_postgres::known_faults::recovery_warning;
 use leeward_repository::catalog::Cluster;
 use leeward_repository::file_path::Root;
@@ -110,16 +110,11 @@ pub fn export(
             let (wal, mut wal_archive) = new_archive(&folder, "wal.tar.zst")?;
             let records = export.data(&mut data_archive)?;
             export.wal(&mut wal_archive, &records)?;
-            for (archive, names) in [(data_archive, &data), (wal_archive, &wal)] {
+            for archive in [data_archive, wal_archive] {
                 finish(archive)?.sync_all().map_err(unwritable)?;
-                let (partial, name) = (OsStr::new(&names.partial), OsStr::new(names.name));
-                let moved = folder.directory.move_to(partial, &folder.directory, name);
-                moved.map_err(|e| match e.kind() {
-                    io::ErrorKind::AlreadyExists => folder.taken(names.name),
-                    _ => unwritable(e),
-                })?;
             }
-            folder.directory.sync().map_err(unwritable)?;
+            let names = [&data, &wal].map(|names| (names.partial.as_ref(), names.name.as_ref()));
+            (folder.directory.name_files(&names)).map_err(|e| folder.unnamed(e))?;
             [data, wal].map(|names| folder.path.join(names.name)).into()
         }
     };
@@ -179,6 +174,32 @@ struct Folder {
 }
 
 impl Folder {
+    /// Why the archives could not get their names.
+    fn unnamed(&self, error: NameError) -> Error {
+        match error.refused {
+            Some(name) if error.source.kind() == io::ErrorKind::AlreadyExists => {
+                self.taken(&name.to_string_lossy())
+            }
+            _ => {
+                let failed = unwritable(error.source);
+                let left: Vec<_> = error
+                    .left
+                    .iter()
+                    .map(|name| name.to_string_lossy())
+                    .collect();
+                if left.is_empty() {
+                    failed
+                } else {
+                    failed.hint(format!(
+                        "Remove {} in \"{}\" and export again: it may not survive a failure of this machine.",
+                        left.join(" and "),
+                        self.path.display()
+                    ))
+                }
+            }
+        }
+    }
+
     fn taken(&self, name: &str) -> Error {
         Error::new(
             ErrorKind::Refused,

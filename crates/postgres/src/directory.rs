@@ -16,7 +16,7 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{self, AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-pub use write::{Identity, RemoveError};
+pub use write::{Identity, NameError, RemoveError};
 
 /// How a directory is opened: for reading, never through a link, never kept by a child process.
 const DIRECTORY: OFlags = OFlags::RDONLY

@@ -128,3 +128,70 @@ fn a_handle_stays_where_it_was_opened() {
     symlink("inside", path.join("victim")).expect("a link");
     assert_eq!(victim.read(name("letter"), 4).expect("read"), b"mine");
 }
+
+/// Two files under the names that they have until they are whole.
+fn unnamed() -> (Scene, [(&'static OsStr, &'static OsStr); 2]) {
+    let scene = Scene::new();
+    for half in ["one.partial", "two.partial"] {
+        fs::write(scene.folder.path().join("inside").join(half), half).expect("a file");
+    }
+    let names = [("one.partial", "one"), ("two.partial", "two")];
+    (scene, names.map(|(half, whole)| (name(half), name(whole))))
+}
+
+/// Which of the names are there.
+fn there(scene: &Scene) -> Vec<&'static str> {
+    ["one.partial", "two.partial", "one", "two"]
+        .into_iter()
+        .filter(|found| scene.inside.look(name(found)).expect("looked").is_some())
+        .collect()
+}
+
+#[test]
+fn files_get_their_names_together() {
+    let (scene, names) = unnamed();
+    scene.inside.name_files(&names).expect("named");
+    assert_eq!(there(&scene), ["one", "two"]);
+}
+
+#[test]
+fn a_name_that_is_taken_takes_back_the_others() {
+    let (scene, names) = unnamed();
+    fs::write(scene.folder.path().join("inside/two"), "mine").expect("a file");
+    let error = scene.inside.name_files(&names).expect_err("taken");
+    assert_eq!(error.source.kind(), io::ErrorKind::AlreadyExists);
+    assert_eq!(error.refused.as_deref(), Some(name("two")));
+    assert!(error.left.is_empty());
+    assert_eq!(there(&scene), ["one.partial", "two.partial", "two"]);
+    assert_eq!(scene.inside.read(name("two"), 4).expect("read"), b"mine");
+}
+
+#[test]
+fn names_that_cannot_be_made_durable_are_taken_back() {
+    let (scene, names) = unnamed();
+    let broken = |_: &Directory| Err(Errno::IO.into());
+    let error = scene
+        .inside
+        .name_files_and(&names, broken)
+        .expect_err("no sync");
+    assert_eq!((error.refused, error.left), (None, Vec::new()));
+    assert_eq!(error.source.raw_os_error(), Some(Errno::IO.raw_os_error()));
+    assert_eq!(there(&scene), ["one.partial", "two.partial"]);
+    scene.inside.name_files(&names).expect("named now");
+}
+
+#[test]
+fn names_that_cannot_be_taken_back_are_told() {
+    let (scene, names) = unnamed();
+    let broken = |_: &Directory| {
+        // Somebody begins anew meanwhile.
+        fs::write(scene.folder.path().join("inside/one.partial"), "new").expect("a file");
+        Err(Errno::IO.into())
+    };
+    let error = scene
+        .inside
+        .name_files_and(&names, broken)
+        .expect_err("no sync");
+    assert_eq!(error.left, [name("one")]);
+    assert_eq!(there(&scene), ["one.partial", "two.partial", "one"]);
+}

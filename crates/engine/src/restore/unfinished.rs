@@ -11,6 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use leeward_postgres::directory::NameError;
 use leeward_repository::backup_id::BackupId;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
@@ -21,7 +22,7 @@ use super::folder::Folder;
 use super::record::{LOCK, RECORD, Record, look};
 use super::{could_not, tree};
 use crate::admission::{UNFINISHED, UNFINISHED_CONTROL_FILE};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Where the data directory is made.
 const DATA: &str = "data";
@@ -205,17 +206,13 @@ impl Unfinished {
             .destination
             .folder(OsStr::new("global"))
             .map_err(|e| could_not("open directory", &path.join("global"), e))?;
+        let names = [(
+            mark.file_name().unwrap_or_default(),
+            OsStr::new("pg_control"),
+        )];
         global
-            .replace(
-                mark.file_name().unwrap_or_default(),
-                OsStr::new("pg_control"),
-            )
-            .map_err(|e| could_not("rename", &mark, e))?;
-        global.sync().map_err(|e| {
-            could_not("sync", global.path(), e).hint(
-                "Everything else is durable, and a server starts on the directory; only if this machine fails now, restore again.",
-            )
-        })?;
+            .name_files(&names)
+            .map_err(|e| unnamed(&mark, &global, e))?;
         let cleared = self.destination.remove_all(OsStr::new(UNFINISHED));
         Ok(match cleared {
             Ok(()) => Vec::new(),
@@ -226,6 +223,19 @@ impl Unfinished {
             )],
         })
     }
+}
+
+/// Why the control file could not get its name. As a rule it has the old one again, and no server starts.
+fn unnamed(mark: &Path, global: &Folder, error: NameError) -> Error {
+    let failed = match error.refused {
+        Some(_) => could_not("rename", mark, error.source),
+        None => could_not("sync", global.path(), error.source),
+    };
+    failed.hint(if error.left.is_empty() {
+        "No server starts on the directory. Restore again, into the same one or another."
+    } else {
+        "A server starts on the directory, and everything but the control file's name is durable: if this machine fails now, restore again."
+    })
 }
 
 /// `leeward.restoring`, locked.

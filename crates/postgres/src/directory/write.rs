@@ -1,6 +1,6 @@
 //! Writing below an open directory: each name is one name, and what has it already is neither followed nor replaced.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -28,6 +28,17 @@ pub struct RemoveError {
     pub path: PathBuf,
     /// The system's answer.
     pub source: io::Error,
+}
+
+/// Files that could not all get their final names, so that none has one.
+#[derive(Debug)]
+pub struct NameError {
+    /// The final name that was refused; `None` where the directory could not be synced.
+    pub refused: Option<OsString>,
+    /// The system's answer.
+    pub source: io::Error,
+    /// Final names that could not be taken back.
+    pub left: Vec<OsString>,
 }
 
 impl Directory {
@@ -134,6 +145,46 @@ impl Directory {
     /// The system's.
     pub fn replace(&self, name: &OsStr, to: &OsStr) -> io::Result<()> {
         Ok(fs::renameat(self, single(name)?, self, single(to)?)?)
+    }
+
+    /// Gives files their final names, durably: all or, where one cannot have it or the directory cannot be synced, none.
+    /// Whoever looks into the directory then finds the same end as whoever reads the error.
+    ///
+    /// # Errors
+    /// The system's; `EEXIST` when anything has a final name.
+    pub fn name_files(&self, names: &[(&OsStr, &OsStr)]) -> Result<(), NameError> {
+        self.name_files_and(names, Self::sync)
+    }
+
+    pub(super) fn name_files_and(
+        &self,
+        names: &[(&OsStr, &OsStr)],
+        sync: impl Fn(&Self) -> io::Result<()>,
+    ) -> Result<(), NameError> {
+        let mut named = 0;
+        let mut name_all = || {
+            for (name, to) in names {
+                self.move_to(name, self, to)
+                    .map_err(|e| (Some(OsString::from(to)), e))?;
+                named += 1;
+            }
+            sync(self).map_err(|e| (None, e))
+        };
+        name_all().map_err(|(refused, source)| {
+            let mut left = Vec::new();
+            for (name, to) in names[..named].iter().rev() {
+                if self.move_to(to, self, name).is_err() {
+                    left.push(OsString::from(to));
+                }
+            }
+            // What failed a moment ago may fail again; a crash then brings back one of two names of a whole file.
+            let _ = sync(self);
+            NameError {
+                refused,
+                source,
+                left,
+            }
+        })
     }
 
     /// Removes the file or link `name`.
