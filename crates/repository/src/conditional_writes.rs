@@ -224,6 +224,10 @@ impl Store for ComparingStore {
         }
     }
 
+    fn sync(&self, key: &Key) -> Result<(), StoreError> {
+        self.0.sync(key)
+    }
+
     fn overwrite(&self, key: &Key, content: Bytes) -> Result<ObjectVersion, StoreError> {
         self.0.overwrite(key, content)
     }

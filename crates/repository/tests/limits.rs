@@ -85,6 +85,10 @@ impl Store for Endless {
         self.memory.replace(key, content, expected)
     }
 
+    fn sync(&self, key: &Key) -> Result<(), StoreError> {
+        self.memory.sync(key)
+    }
+
     fn overwrite(&self, key: &Key, content: Bytes) -> Result<ObjectVersion, StoreError> {
         self.memory.overwrite(key, content)
     }

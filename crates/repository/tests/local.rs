@@ -329,8 +329,10 @@ fn what_is_there_is_told_only_once_its_folder_is_synced() {
     for _ in 0..2 {
         unsynced(create());
         unsynced(upload());
+        unsynced(store.sync(&small));
     }
     let_open(&wal, true);
+    store.sync(&small).expect("synced");
     for result in [create(), upload()] {
         assert!(
             matches!(result, Err(StoreError::AlreadyExists { .. })),

@@ -19,7 +19,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::key::folder;
 use super::local_file::{
     Placing, StreamedFile, TemporaryFile, create_folders, is_hidden, is_leftover, is_temporary,
-    sync_folder,
+    sync_folder, sync_folders_above,
 };
 use super::{
     Key, LISTED_OBJECTS_LIMIT, ObjectInfo, ObjectVersion, SMALL_OBJECT_BYTES_LIMIT, Store, Upload,
@@ -261,9 +261,18 @@ impl Store for LocalStore {
         if temporary.place(&target, Placing::New)? {
             return Ok(());
         }
-        // Whoever put it there may have failed to bring its name to the disk: what is told to be there must stay there.
-        sync_folder(target.parent().unwrap_or(&self.root))?;
+        // What is told to be there must stay there.
+        self.sync(key)?;
         Err(self.already_exists(key))
+    }
+
+    fn sync(&self, key: &Key) -> Result<(), StoreError> {
+        let target = self.path(key);
+        let folder = target.parent().unwrap_or(&self.root);
+        if !self.durable_folders().contains(folder) {
+            sync_folders_above(&self.root, folder)?;
+        }
+        sync_folder(folder)
     }
 
     fn get_versioned(&self, key: &Key) -> Result<Option<(Bytes, ObjectVersion)>, StoreError> {

@@ -225,9 +225,24 @@ pub(super) fn sync_folder(folder: &Path) -> Result<(), StoreError> {
     synced.map_err(|error| StoreError::from_io("sync", folder, 0, error))
 }
 
-/// Creates a folder and its parents. Those from `root` downwards that existed before are synced too: whoever made
-/// them may have died before doing so.
+/// Creates a folder and its parents, and syncs them as [`sync_folders_above`] does.
 pub(super) fn create_folders(root: &Path, folder: &Path) -> Result<(), StoreError> {
+    let above = folders_above(root, folder);
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(FOLDER_MODE)
+        .create(folder)
+        .map_err(|error| StoreError::from_io("create", folder, 0, error))?;
+    sync_all(root, &above)
+}
+
+/// Brings the names of a folder and of its parents to the disk. Those from `root` downwards that existed before are synced
+/// too: whoever made them may have died before doing so.
+pub(super) fn sync_folders_above(root: &Path, folder: &Path) -> Result<(), StoreError> {
+    sync_all(root, &folders_above(root, folder))
+}
+
+fn folders_above(root: &Path, folder: &Path) -> Vec<PathBuf> {
     let mut to_sync = Vec::new();
     for place in folder.ancestors() {
         let inside = place != root && place.starts_with(root);
@@ -242,15 +257,14 @@ pub(super) fn create_folders(root: &Path, folder: &Path) -> Result<(), StoreErro
             to_sync.push(parent.to_owned());
         }
     }
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(FOLDER_MODE)
-        .create(folder)
-        .map_err(|error| StoreError::from_io("create", folder, 0, error))?;
-    for parent in to_sync {
-        match sync_folder(&parent) {
+    to_sync
+}
+
+fn sync_all(root: &Path, folders: &[PathBuf]) -> Result<(), StoreError> {
+    for folder in folders {
+        match sync_folder(folder) {
             // A parent of the repository that we may not open is somebody else's and was there before.
-            Err(StoreError::PermissionDenied { .. }) if !parent.starts_with(root) => {}
+            Err(StoreError::PermissionDenied { .. }) if !folder.starts_with(root) => {}
             other => other?,
         }
     }

@@ -428,6 +428,13 @@ impl Store for MemoryStore {
         Ok(names.into_iter().map(str::to_owned).collect())
     }
 
+    fn sync(&self, key: &Key) -> Result<(), StoreError> {
+        match self.0.begin(Action::Sync, key.as_str()) {
+            Some(Fault::Fail | Fault::FailAfterEffect) => Err(self.0.failed("sync", key.as_str())),
+            _ => Ok(()),
+        }
+    }
+
     fn delete(&self, key: &Key) -> Result<(), StoreError> {
         let fault = self.0.begin(Action::Delete, key.as_str());
         if fault == Some(Fault::Fail) {

@@ -96,6 +96,13 @@ pub trait Store: Send + Sync + fmt::Debug {
         expected: &ObjectVersion,
     ) -> Result<ObjectVersion, StoreError>;
 
+    /// Makes the name of an object that was found as durable as the object: whoever created it may have failed at that, or
+    /// died before. For whoever confirms something because the object was there already, or deletes what it replaces.
+    ///
+    /// # Errors
+    /// Whatever hinders that.
+    fn sync(&self, key: &Key) -> Result<(), StoreError>;
+
     /// Writes an object, durably, whatever is there. Only [`crate::conditional_writes`] may use it.
     ///
     /// # Errors

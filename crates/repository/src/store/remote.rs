@@ -661,6 +661,11 @@ impl Store for RemoteStore {
         Ok(names)
     }
 
+    fn sync(&self, _key: &Key) -> Result<(), StoreError> {
+        // What a bucket shows is durable.
+        Ok(())
+    }
+
     fn delete(&self, key: &Key) -> Result<(), StoreError> {
         block_on(self.bucket.delete(key))
     }

@@ -87,10 +87,13 @@ impl<'a> NewObject<'a> {
                 store.create(key, made).map(|()| true)
             }
             Made::Upload(upload) => upload.finish().map(|_| false),
-            Made::Taken => Err(StoreError::AlreadyExists {
-                key: key.clone(),
-                location: store.location().clone(),
-            }),
+            Made::Taken => {
+                store.sync(key)?;
+                Err(StoreError::AlreadyExists {
+                    key: key.clone(),
+                    location: store.location().clone(),
+                })
+            }
         };
         let certain = match written {
             Ok(certain) => certain,

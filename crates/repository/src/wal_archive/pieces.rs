@@ -227,8 +227,9 @@ impl WalArchive {
         segment: WalSegmentName,
         size: WalSegmentSize,
     ) -> Result<u64, RepositoryError> {
-        match self.store.size(&self.segment_key(segment, size)?) {
-            Ok(_) => {}
+        let whole = self.segment_key(segment, size)?;
+        match self.store.size(&whole) {
+            Ok(_) => self.store.sync(&whole)?,
             Err(error) if error.is_not_found() => {
                 return Err(RepositoryError::WalRefused {
                     wal: segment.name(size),

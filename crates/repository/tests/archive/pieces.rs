@@ -7,6 +7,7 @@ use leeward_pgformat::{
     Lsn, SystemIdentifier, TimelineId, TimestampTz, WalContents, WalSegmentName,
 };
 use leeward_repository::RepositoryError;
+use leeward_repository::store::memory::{self, Action, FaultPoint, MemoryStore};
 use leeward_repository::wal_archive::{PIECE_BYTES_LIMIT, Piece, Stored};
 use leeward_tests::faults::Fault;
 
@@ -302,6 +303,26 @@ fn pieces_go_only_when_the_segment_is_whole() {
             Some(TimestampTz(1_000))
         );
     });
+}
+
+#[test]
+fn pieces_stay_until_the_whole_segment_is_durable() {
+    let memory = MemoryStore::bucket();
+    let place = Place::new(Arc::new(memory.clone()));
+    let wal = segment(mebibytes(1), 7, 1);
+    let (name, size) = (wal.segment(), wal.size);
+    store(&place, &wal, 0..1000).expect("stored");
+    let whole = &mut &wal.bytes[..];
+    place
+        .archive
+        .store_segment(name, size, SYSTEM_IDENTIFIER, whole, 1)
+        .expect("stored");
+    memory.inject(FaultPoint::new(memory::Fault::Fail).on(&[Action::Sync]));
+    let deleted = place.archive.delete_pieces(name, size);
+    deleted.expect_err("the segment's name may be lost");
+    assert_eq!(place.archive.pieces(name, size).expect("listed").len(), 1);
+    memory.heal();
+    assert_eq!(place.archive.delete_pieces(name, size).expect("deleted"), 1);
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! Whole WAL segments.
 
-use std::sync::Barrier;
+use std::sync::{Arc, Barrier};
 use std::thread;
 
 use leeward_pgformat::{TimelineId, TimestampTz, WalSegmentName, WalSegmentSize};
 use leeward_repository::RepositoryError;
 use leeward_repository::hash::Hash;
+use leeward_repository::store::memory::{self, Action, FaultPoint, MemoryStore};
 use leeward_repository::wal_archive::{Segments, Stored};
 use leeward_tests::faults::Fault;
 
@@ -341,6 +342,18 @@ fn what_is_too_large_for_memory_is_uploaded() {
         );
         assert_eq!(place.keys(), [object_key(&wal)], "nothing half done");
     });
+}
+
+#[test]
+fn a_large_segment_is_told_to_be_there_once_its_name_is_durable() {
+    let memory = MemoryStore::bucket();
+    let place = Place::new(Arc::new(memory.clone()));
+    let wal = segment(mebibytes(128), 2, 1);
+    assert!(store(&place, &wal, 1).expect("stored").is_new());
+    memory.inject(FaultPoint::new(memory::Fault::Fail).on(&[Action::Sync]));
+    store(&place, &wal, 1).expect_err("its name may be lost");
+    memory.heal();
+    assert!(!store(&place, &wal, 1).expect("stored").is_new());
 }
 
 #[test]

@@ -19,6 +19,8 @@ pub enum Action {
     Replace,
     /// An object is written whatever is there.
     Overwrite,
+    /// The name of an object that was found is made durable.
+    Sync,
     /// An upload begins.
     Upload,
     /// Bytes are appended to an upload.
