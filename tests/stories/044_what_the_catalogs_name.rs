@@ -9,11 +9,9 @@ use leeward_tests::dataset;
 use leeward_tests::deadline::{PATIENCE, wait_until};
 use leeward_tests::leeward::{Leeward, exit};
 use leeward_tests::pair::Pair;
-use leeward_tests::server::{Initdb, Server};
+use leeward_tests::server::{Initdb, Server, send};
 use leeward_tests::story::Story;
-
-/// A slow backup of small things: long enough to do something meanwhile.
-const SLOW: [&str; 4] = ["--compression", "zstd:16", "--threads", "1"];
+use rustix::process::Signal;
 
 /// A place that is emptied, as by unmounting, until it is put back.
 struct Unmounted<'a> {
@@ -164,13 +162,19 @@ fn check(major: u32) {
     unmounted.mount();
 
     // One that is unmounted while the backup runs, before its turn has come.
-    let mut running = leeward.spawn(&Leeward::backup_args(standby, &SLOW));
-    wait_until("the backup has begun", PATIENCE, || {
-        running.has_ended() || standby.sql("SELECT count(*) FROM pg_replication_slots") == "1"
+    // The server's checkpointer is frozen, so that the backup waits for its checkpoint.
+    let checkpointer: u32 = standby
+        .sql("SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'")
+        .parse()
+        .expect("a process id");
+    send(checkpointer, Signal::STOP);
+    let running = leeward.spawn(&Leeward::backup_args(standby, &[]));
+    wait_until("the backup waits for its checkpoint", PATIENCE, || {
+        standby.sql("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'CheckpointStart'")
+            == "1"
     });
-    running.freeze();
     let unmounted = Unmounted::new(&live);
-    running.thaw();
+    send(checkpointer, Signal::CONT);
     running
         .wait()
         .expect(exit::FAILED)
