@@ -183,6 +183,7 @@ pub enum Wal {
         folder: PathBuf,
         after: String,
         segment_size_bytes: u64,
+        system_identifier: u64,
     },
 }
 
@@ -304,14 +305,32 @@ pub struct Export {
     pub to: PathBuf,
 }
 
+/// Reads a timeline as PostgreSQL does, in decimal or hexadecimal digits (`check_recovery_target_timeline`,
+/// src/backend/access/transam/xlogrecovery.c). A number with zeros before it, as in the name of a file, PostgreSQL takes for
+/// an octal one, and nobody means that.
 fn timeline(text: &str) -> Result<TimelineSelection, String> {
-    match text {
-        "latest" => Ok(TimelineSelection::Latest),
-        "current" => Ok(TimelineSelection::Current),
-        number => match number.parse() {
-            Ok(timeline) if timeline != TimelineId(0) => Ok(TimelineSelection::Number(timeline)),
-            _ => Err("write latest, current, or a timeline's number".to_owned()),
-        },
+    let hexadecimal = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X"));
+    let number = match (text, hexadecimal) {
+        ("latest", _) => return Ok(TimelineSelection::Latest),
+        ("current", _) => return Ok(TimelineSelection::Current),
+        (_, Some(digits)) if digits.bytes().all(|digit| digit.is_ascii_hexdigit()) => {
+            u32::from_str_radix(digits, 16).ok()
+        }
+        _ if text.len() > 1
+            && text.starts_with('0')
+            && text.bytes().all(|digit| digit.is_ascii_hexdigit()) =>
+        {
+            let digits = text.trim_start_matches('0');
+            return Err(format!(
+                "write 0x{digits} for the timeline of a file whose name begins with {text}, or its number in decimal digits without zeros before it"
+            ));
+        }
+        _ if text.bytes().all(|digit| digit.is_ascii_digit()) => text.parse().ok(),
+        _ => None,
+    };
+    match number {
+        Some(number @ 1..) => Ok(TimelineSelection::Number(TimelineId(number))),
+        _ => Err("write latest, current, or a timeline's number".to_owned()),
     }
 }
 
@@ -351,8 +370,27 @@ mod tests {
     fn timelines() {
         assert_eq!(timeline("latest"), Ok(TimelineSelection::Latest));
         assert_eq!(timeline("3"), Ok(TimelineSelection::Number(TimelineId(3))));
-        for wrong in ["", "0", "-1", "newest", "0x3"] {
+        for (text, number) in [("0x10", 16), ("0XfF", 255), ("4294967295", u32::MAX)] {
+            let expected = Ok(TimelineSelection::Number(TimelineId(number)));
+            assert_eq!(timeline(text), expected);
+        }
+        for wrong in [
+            "",
+            "0",
+            "-1",
+            "+1",
+            "newest",
+            "0x",
+            "0x0",
+            "4294967296",
+            "1 ",
+        ] {
             assert!(timeline(wrong).is_err(), "{wrong}");
+        }
+        for copied in ["00000010", "010", "0000000A"] {
+            let told = timeline(copied).expect_err("sixteen or eight?");
+            let digits = copied.trim_start_matches('0');
+            assert!(told.contains(&format!("0x{digits}")), "{told}");
         }
     }
 

@@ -64,7 +64,7 @@ pub struct Cluster {
 pub struct Backups {
     /// Those that can be read, newest last.
     pub sound: Vec<BackupSummary>,
-    /// Those whose `backup.json` is damaged or of a newer format, with the reason.
+    /// Those whose `backup.json` is damaged, of a newer format, closed to this user, or of another cluster, with the reason.
     pub unreadable: Vec<(BackupId, RepositoryError)>,
 }
 
@@ -310,15 +310,33 @@ impl Cluster {
             .is_some_and(|backup| backup.system_identifier == system_identifier))
     }
 
-    /// All listed backups. One that cannot be read does not hide the others.
+    /// All listed backups. One that cannot be read, or that somebody copied here from another cluster, does not hide the
+    /// others.
     ///
     /// # Errors
     /// Those of the store.
     pub fn backups(&self) -> Result<Backups, RepositoryError> {
         let mut backups = Backups::default();
         let mut bytes = 0;
+        // Without it, nothing says whose backups these should be; who writes meets that.
+        let owner = match self.file() {
+            Ok(file) => file.map(|file| file.system_identifier),
+            Err(error) if error.is_about_one_object() => None,
+            Err(error) => return Err(error),
+        };
         for id in self.folders()? {
             match self.backup_and_length(&id) {
+                Ok((summary, _)) if owner.is_some_and(|owner| owner != summary.system_identifier) => {
+                    let problem = format!(
+                        "it is of the cluster with system identifier {}, and this folder is of {}",
+                        summary.system_identifier,
+                        owner.unwrap_or(summary.system_identifier)
+                    );
+                    let key = layout::summary(&self.name, &id)?;
+                    backups
+                        .unreadable
+                        .push((id, RepositoryError::damaged(&key, "text", problem)));
+                }
                 Ok((summary, length)) => {
                     bytes += length;
                     if bytes > SUMMARIES_BYTES_LIMIT {
@@ -331,7 +349,7 @@ impl Cluster {
                     backups.sound.push(summary);
                 }
                 Err(RepositoryError::NoBackup { .. }) => {}
-                Err(error) if is_about_content(&error) => backups.unreadable.push((id, error)),
+                Err(error) if error.is_about_one_object() => backups.unreadable.push((id, error)),
                 Err(error) => return Err(error),
             }
         }
@@ -403,7 +421,12 @@ impl Cluster {
         for id in self.folders()?.into_iter().rev() {
             let fits =
                 wanted == "latest" || (!wanted.is_empty() && id.as_str().starts_with(wanted));
-            if fits && exists(&*self.store, &layout::summary(&self.name, &id)?)? {
+            let is_there = fits
+                && match exists(&*self.store, &layout::summary(&self.name, &id)?) {
+                    Err(error) if wanted == "latest" && error.is_closed() => false,
+                    other => other?,
+                };
+            if is_there {
                 candidates.push(id);
                 if wanted == "latest" {
                     break;
@@ -446,8 +469,12 @@ impl Cluster {
     pub fn unfinished(&self) -> Result<Vec<BackupId>, RepositoryError> {
         let mut unfinished = Vec::new();
         for id in self.folders()? {
-            if !exists(&*self.store, &layout::summary(&self.name, &id)?)? {
-                unfinished.push(id);
+            match exists(&*self.store, &layout::summary(&self.name, &id)?) {
+                Ok(true) => {}
+                Ok(false) => unfinished.push(id),
+                // What another user has closed to us is not ours to judge.
+                Err(error) if error.is_closed() => {}
+                Err(error) => return Err(error),
             }
         }
         Ok(unfinished)
@@ -467,9 +494,4 @@ impl Cluster {
         self.store.remove_leftovers(&folder)?;
         Ok(())
     }
-}
-
-/// Whether an error is about what an object says rather than about reaching it.
-fn is_about_content(error: &RepositoryError) -> bool {
-    error.is_damage() || matches!(error, RepositoryError::NewerFormat { .. })
 }

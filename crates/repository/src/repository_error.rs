@@ -4,7 +4,7 @@ use leeward_pgformat::{Lsn, SystemIdentifier};
 
 use crate::codec::CompressionError;
 use crate::hash::Hash;
-use crate::store::StoreError;
+use crate::store::{RemoteProblem, StoreError};
 
 /// A failed operation on a repository. Every message names the object; [`RepositoryError::hint`] says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -194,6 +194,28 @@ impl RepositoryError {
             object,
             "size",
             format!("it has {found} bytes, not {recorded}"),
+        )
+    }
+
+    /// Whether the error is about one object, and not about reaching the store: what does not need the object goes on.
+    #[must_use]
+    pub fn is_about_one_object(&self) -> bool {
+        self.is_damage() || self.is_closed() || matches!(self, RepositoryError::NewerFormat { .. })
+    }
+
+    /// Whether this user may not read the object: another one made it, or the store keeps it in an archive tier.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        let RepositoryError::Store(error) = self else {
+            return false;
+        };
+        matches!(
+            **error,
+            StoreError::PermissionDenied { .. }
+                | StoreError::Remote {
+                    problem: RemoteProblem::Forbidden | RemoteProblem::Archived,
+                    ..
+                }
         )
     }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use leeward_pgformat::wal_segment::{WalSegmentName, WalSegmentSize};
-use leeward_pgformat::{Lsn, SystemIdentifier};
+use leeward_pgformat::{Lsn, SystemIdentifier, TimelineId};
 use leeward_repository::RepositoryError;
 use leeward_repository::backup_id::BackupId;
 use leeward_repository::catalog::Cluster;
@@ -103,6 +103,21 @@ pub(crate) fn file_in_backups(
     Ok(None)
 }
 
+/// Whether the WAL of a backup is of this timeline.
+///
+/// # Errors
+/// Those of the store.
+pub(super) fn backed_up_on(
+    cluster: &Cluster,
+    cache: Option<Cache<'_>>,
+    timeline: TimelineId,
+) -> Result<bool> {
+    let name = |segment: &str| segment.starts_with(&format!("{:08X}", timeline.0));
+    Ok(stretches(cluster, cache)?
+        .values()
+        .any(|stretch| name(&stretch.first) || name(&stretch.last)))
+}
+
 impl Stretch {
     /// Up to where it holds WAL of `segment`; `None` when it lies outside.
     fn end_in(&self, segment: WalSegmentName, size: WalSegmentSize) -> Option<Lsn> {
@@ -133,6 +148,7 @@ fn stretches(cluster: &Cluster, cache: Option<Cache<'_>>) -> Result<BTreeMap<Bac
         return Ok(known);
     }
     let mut stretches = BTreeMap::new();
+    let owner = cluster.file()?.map(|file| file.system_identifier);
     let ids = cluster
         .store()
         .list_folders(&layout::backups_folder(cluster.name()))
@@ -141,17 +157,20 @@ fn stretches(cluster: &Cluster, cache: Option<Cache<'_>>) -> Result<BTreeMap<Bac
         let stretch = match known.get(&id) {
             Some(stretch) => stretch.clone(),
             None => match cluster.backup(&id) {
+                // Somebody copied it here from another cluster.
+                Ok(summary) if owner.is_some_and(|owner| owner != summary.system_identifier) => {
+                    continue;
+                }
                 Ok(summary) => Stretch {
                     first: summary.wal.first,
                     last: summary.wal.last,
                     stop: summary.stop_lsn,
                     history: summary.wal.history,
                 },
-                Err(RepositoryError::Store(e)) if !e.is_not_found() => {
-                    return Err(RepositoryError::Store(e).into());
-                }
-                // Unfinished, or damaged: no source.
-                Err(_) => continue,
+                // Unfinished, damaged, or closed to this user: no source.
+                Err(RepositoryError::NoBackup { .. }) => continue,
+                Err(error) if error.is_about_one_object() => continue,
+                Err(error) => return Err(error.into()),
             },
         };
         stretches.insert(id, stretch);
@@ -204,7 +223,6 @@ fn write(cache: &Path, stretches: &BTreeMap<BackupId, Stretch>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use leeward_pgformat::TimelineId;
 
     #[test]
     fn what_a_backup_holds_of_a_segment() {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use leeward_pgformat::control_file::ControlFile;
 use leeward_pgformat::wal_segment::{
     WalSegmentName, WalSegmentSize, is_backup_history_file_name, is_history_file_name,
-    is_wal_segment_name,
+    is_wal_segment_name, parse_history_file_name,
 };
 use leeward_pgformat::{Lsn, SystemIdentifier};
 use leeward_repository::catalog::{Cluster, Repository};
@@ -19,7 +19,7 @@ use leeward_repository::store::Store;
 use leeward_repository::url::RepositoryUrl;
 use leeward_repository::wal_archive::WalArchive;
 
-use super::backup_wal::{BackupWal, Cache, file_in_backups, in_backups};
+use super::backup_wal::{BackupWal, Cache, backed_up_on, file_in_backups, in_backups};
 use super::fetched::{Fetched, Take};
 use super::server::ServerDirectories;
 use super::target::{Target, unwritable};
@@ -61,6 +61,8 @@ pub struct PrefetchCall {
     pub after: String,
     /// The size of the cluster's WAL segments, in bytes.
     pub segment_size_bytes: u64,
+    /// Whose WAL the server needs.
+    pub system_identifier: SystemIdentifier,
 }
 
 /// How the caller does what depends on the program: open the store, and start the process that fetches ahead.
@@ -182,7 +184,8 @@ impl Get<'_> {
 
     /// Starts the prefetcher, or lets it run on. It is a convenience: nothing depends on whether it can be started.
     fn fetch_ahead(&self, size: WalSegmentSize) {
-        let Some(spool) = self.spool.as_ref().filter(|_| self.options.prefetch) else {
+        let spool = self.spool.as_ref().filter(|_| self.options.prefetch);
+        let (Some(spool), Some(system_identifier)) = (spool, self.owner()) else {
             return;
         };
         if spool.has_prefetcher() {
@@ -193,6 +196,7 @@ impl Get<'_> {
             folder: spool.folder().to_owned(),
             after: self.options.name.clone(),
             segment_size_bytes: size.bytes(),
+            system_identifier,
         };
         if spool.make().is_ok() {
             let _ = (self.means.start)(&call);
@@ -372,7 +376,10 @@ impl Get<'_> {
                 let cache = self.cache_file();
                 match file_in_backups(&cluster, self.cache(cache.as_deref()), name)? {
                     Some(content) => content,
-                    None => return Ok(GetOutcome::Absent),
+                    None => {
+                        self.refuse_a_timeline_in_use(&cluster)?;
+                        return Ok(GetOutcome::Absent);
+                    }
                 }
             }
         };
@@ -380,6 +387,41 @@ impl Get<'_> {
         target.write(&content)?;
         self.place(target)?;
         Ok(GetOutcome::Found)
+    }
+
+    /// A server that asks for a timeline's history file and is told that there is none takes the timeline's number for its
+    /// own (`findNewestTimeLine`, timeline.c), and mixes its WAL with what the archive has under that number. A file of that
+    /// name in its own `pg_wal` keeps it from that; restore puts one there where it was told to follow an older timeline.
+    fn refuse_a_timeline_in_use(&self, cluster: &Cluster) -> Result<()> {
+        let name = &self.options.name;
+        let Some(timeline) = parse_history_file_name(name) else {
+            return Ok(());
+        };
+        // A standby takes no number before it is promoted, and must not stop before that.
+        if self.is_standby() || self.server.wal.join(name).exists() {
+            return Ok(());
+        }
+        let archive = WalArchive::new(cluster);
+        let size = match &self.control {
+            Some(control) => control.wal_segment_size,
+            None => size_in_repository(&archive, cluster)?,
+        };
+        let held = archive
+            .timeline_holdings(timeline, size)
+            .map_err(|e| self.failed(e))?;
+        if held.segments.is_empty()
+            && held.pieces.is_empty()
+            && !backed_up_on(cluster, self.cache(self.cache_file().as_deref()), timeline)?
+        {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Damaged,
+            format!("timeline {timeline} is in use: the repository has WAL of it, and not its history file \"{name}\"")
+        )
+        .hint(format!(
+            "Push the file from a server on that timeline (\"leeward wal push DATA_DIRECTORY/pg_wal/{name}\"). Where no server has it, restore along an older timeline with --target-timeline: the new server then takes another number."
+        )))
     }
 
     /// Hands over what was fetched, unless the server that asked is gone: it does not wait for its restore_command when it

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use leeward_pgformat::SystemIdentifier;
 use leeward_pgformat::wal_segment::{WalSegmentName, WalSegmentSize};
 use leeward_repository::catalog::Cluster;
 use leeward_repository::store::Store;
@@ -41,6 +42,8 @@ pub struct PrefetchOptions {
     pub after: String,
     /// The size of the cluster's WAL segments, in bytes.
     pub segment_size_bytes: u64,
+    /// Whose WAL the server needs.
+    pub system_identifier: SystemIdentifier,
     /// How much may lie ready at once; two segments at least.
     pub ahead_bytes: u64,
     /// The cluster's name in the repository.
@@ -92,6 +95,7 @@ pub fn prefetch(
     remove_strangers(&folder);
     let prefetch = Arc::new(Prefetch {
         archive,
+        owner: options.system_identifier,
         size,
         most: (options.ahead_bytes / size.bytes()).max(2),
         state: Mutex::new(State::beginning_after(after)),
@@ -147,6 +151,7 @@ impl State {
 struct Prefetch {
     archive: WalArchive,
     folder: PathBuf,
+    owner: SystemIdentifier,
     size: WalSegmentSize,
     /// How many segments may lie ready or be under way.
     most: u64,
@@ -216,7 +221,9 @@ impl Prefetch {
         };
         let read = self.archive.read_segment(segment, self.size, &mut file);
         // The server syncs what it gets before it goes on; that is the sooner done, the less is left to be written.
-        matches!(read, Ok(Some(_))) && file.sync_data().is_ok()
+        // Another cluster's is left to the call that asks for the segment, which says so.
+        let ours = matches!(read, Ok(Some(info)) if info.facts.system_identifier == self.owner);
+        ours && file.sync_data().is_ok()
     }
 
     /// Follows the server until there is no reason to go on.

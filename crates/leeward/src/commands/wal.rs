@@ -10,6 +10,7 @@ use leeward_engine::wal::{
     GetMeans, GetOptions, GetOutcome, PrefetchCall, PrefetchOptions, PushOptions, get, prefetch,
     push,
 };
+use leeward_pgformat::SystemIdentifier;
 use leeward_pgformat::wal_segment::is_wal_segment_name;
 use leeward_postgres::server_user::is_root;
 use leeward_repository::codec::Compression;
@@ -113,11 +114,13 @@ pub fn run(global: &Global, config: &Config, wal: Wal) -> Result<ExitCode, Failu
             folder,
             after,
             segment_size_bytes,
+            system_identifier,
         } => {
             let options = PrefetchOptions {
                 folder,
                 after,
                 segment_size_bytes,
+                system_identifier: SystemIdentifier(system_identifier),
                 ahead_bytes: config.prefetch_bytes.unwrap_or(PREFETCH_BYTES),
                 cluster,
             };
@@ -166,6 +169,7 @@ fn start(global: &Global, repository: &str, cluster: &str, call: &PrefetchCall) 
         .arg(&call.folder)
         .arg(&call.after)
         .arg(call.segment_size_bytes.to_string())
+        .arg(call.system_identifier.to_string())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
