@@ -318,25 +318,10 @@ impl Cluster {
     pub fn backups(&self) -> Result<Backups, RepositoryError> {
         let mut backups = Backups::default();
         let mut bytes = 0;
-        // Without it, nothing says whose backups these should be; who writes meets that.
-        let owner = match self.file() {
-            Ok(file) => file.map(|file| file.system_identifier),
-            Err(error) if error.is_about_one_object() => None,
-            Err(error) => return Err(error),
-        };
+        let owner = self.owner()?;
         for id in self.folders()? {
-            match self.backup_and_length(&id) {
-                Ok((summary, _)) if owner.is_some_and(|owner| owner != summary.system_identifier) => {
-                    let problem = format!(
-                        "it is of the cluster with system identifier {}, and this folder is of {}",
-                        summary.system_identifier,
-                        owner.unwrap_or(summary.system_identifier)
-                    );
-                    let key = layout::summary(&self.name, &id)?;
-                    backups
-                        .unreadable
-                        .push((id, RepositoryError::damaged(&key, "text", problem)));
-                }
+            let read = self.backup_and_length(&id);
+            match read.and_then(|(summary, length)| Ok((self.owned(summary, owner)?, length))) {
                 Ok((summary, length)) => {
                     bytes += length;
                     if bytes > SUMMARIES_BYTES_LIMIT {
@@ -411,31 +396,66 @@ impl Cluster {
         }
     }
 
-    /// The backup that `latest`, an id, or a unique prefix of one names. Where it names one whose summary cannot be
-    /// read, that is the error: never an older one in its place.
+    /// Whose backups these are; `None` where nothing says so. Who writes meets that.
+    fn owner(&self) -> Result<Option<SystemIdentifier>, RepositoryError> {
+        match self.file() {
+            Ok(file) => Ok(file.map(|file| file.system_identifier)),
+            Err(error) if error.is_about_one_object() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Refuses a backup that somebody copied here from another cluster.
+    fn owned(
+        &self,
+        summary: BackupSummary,
+        owner: Option<SystemIdentifier>,
+    ) -> Result<BackupSummary, RepositoryError> {
+        match owner {
+            Some(owner) if owner != summary.system_identifier => {
+                let problem = format!(
+                    "it is of the cluster with system identifier {}, and this folder is of {owner}",
+                    summary.system_identifier
+                );
+                let key = layout::summary(&self.name, &summary.id)?;
+                Err(RepositoryError::damaged(&key, "text", problem))
+            }
+            _ => Ok(summary),
+        }
+    }
+
+    /// The backup that `latest`, an id, or a unique prefix of one names. Where it names one whose summary is damaged, that
+    /// is the error: never an older one in its place. `latest` passes over those of another cluster or closed to this user.
     ///
     /// # Errors
     /// [`RepositoryError::NoBackup`], [`RepositoryError::AmbiguousBackup`] and those of [`Cluster::backup`].
     pub fn resolve(&self, wanted: &str) -> Result<BackupSummary, RepositoryError> {
+        let owner = self.owner()?;
+        if wanted == "latest" {
+            for id in self.folders()?.into_iter().rev() {
+                match self.backup(&id) {
+                    Ok(summary)
+                        if owner.is_some_and(|owner| owner != summary.system_identifier) => {}
+                    Ok(summary) => return Ok(summary),
+                    Err(RepositoryError::NoBackup { .. }) => {}
+                    Err(error) if error.is_closed() => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            return Err(self.no_backup(wanted));
+        }
         let mut candidates = Vec::new();
         for id in self.folders()?.into_iter().rev() {
-            let fits =
-                wanted == "latest" || (!wanted.is_empty() && id.as_str().starts_with(wanted));
-            let is_there = fits
-                && match exists(&*self.store, &layout::summary(&self.name, &id)?) {
-                    Err(error) if wanted == "latest" && error.is_closed() => false,
-                    other => other?,
-                };
-            if is_there {
+            let fits = !wanted.is_empty() && id.as_str().starts_with(wanted);
+            if fits && exists(&*self.store, &layout::summary(&self.name, &id)?)? {
                 candidates.push(id);
-                if wanted == "latest" {
-                    break;
-                }
             }
         }
         match candidates.as_slice() {
             [] => Err(self.no_backup(wanted)),
-            [id] => self.backup(id),
+            [id] => self
+                .backup(id)
+                .and_then(|summary| self.owned(summary, owner)),
             several => Err(RepositoryError::AmbiguousBackup {
                 wanted: wanted.to_owned(),
                 candidates: several.iter().rev().map(ToString::to_string).collect(),

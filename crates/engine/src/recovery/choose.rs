@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use leeward_pgformat::wal_segment::history_file_name;
 use leeward_pgformat::{Lsn, TimelineId};
+use leeward_repository::backup_id::BackupId;
 use leeward_repository::catalog::{Backups, Cluster};
 use leeward_repository::summary::BackupSummary;
 
@@ -84,13 +85,21 @@ pub(crate) fn choose(
     };
     let Backups { sound, unreadable } = cluster.backups()?;
     let Some(newest) = sound.last() else {
-        return Err(match unreadable.first() {
-            Some((id, error)) => Error::new(
+        return Err(match unreadable.as_slice() {
+            [(id, error)] => Error::new(
                 ErrorKind::Damaged,
                 format!("backup {id} cannot be read: {error}"),
             ),
+            [.., (newest, error)] => Error::new(
+                ErrorKind::Damaged,
+                format!(
+                    "none of the backups can be read: {}",
+                    listed(unreadable.iter().map(|(id, _)| id))
+                ),
+            )
+            .hint(format!("Of {newest}: {error}.")),
             // Says that there is none.
-            None => cluster.resolve("latest").map_or_else(Error::from, |_| {
+            [] => cluster.resolve("latest").map_or_else(Error::from, |_| {
                 Error::failed("the backups changed while they were looked at")
             }),
         });
@@ -119,12 +128,11 @@ pub(crate) fn choose(
             );
         }
     }
-    if !summary.damaged.is_empty() {
-        let pages: usize = summary.damaged.iter().map(|one| one.blocks.len()).sum();
+    if let Some(damage) = damage(&summary) {
         notes.insert(
             0,
             format!(
-                "DAMAGED: backup {} has {pages} damaged pages, which the restored server has too: \"leeward show {}\" lists them.",
+                "DAMAGED: backup {} has {damage}, and so has the restored server: \"leeward show {}\" lists what.",
                 summary.id, summary.id
             ),
         );
@@ -295,17 +303,36 @@ impl Choosing<'_> {
         }
     }
 
-    /// The backups on a path that may be chosen without being named, newest first: those without damaged pages.
+    /// The backups on a path that may be chosen, newest first: the one that was named, or those without damaged pages.
     fn candidates<'b>(&'b self, path: &RecoveryPath) -> Vec<&'b BackupRange> {
-        let mut backups = path.backups(self.sources);
-        backups.reverse();
         match &self.named {
             Some(named) => vec![named],
-            None => backups
-                .into_iter()
-                .filter(|backup| !backup.is_damaged)
-                .collect(),
+            None => self.unnamed(path, false),
         }
+    }
+
+    /// The backups on a path that have damaged pages, or that have none; newest first.
+    fn unnamed<'b>(&'b self, path: &RecoveryPath, damaged: bool) -> Vec<&'b BackupRange> {
+        let mut backups = path.backups(self.sources);
+        backups.reverse();
+        backups.retain(|backup| backup.is_damaged == damaged);
+        backups
+    }
+
+    /// Says that a newer backup would have led to `stop` too, and was not taken.
+    fn passed_over(&self, path: &RecoveryPath, chosen: &BackupRange, stop: Lsn) -> Option<String> {
+        if self.named.is_some() {
+            return None;
+        }
+        self.unnamed(path, true)
+            .into_iter()
+            .find(|damaged| damaged.stop > chosen.stop && damaged.stop <= stop)
+            .map(|damaged| {
+                format!(
+                    "Backup {} is newer and was passed over, since it has damaged pages: \"leeward show {}\" lists them.",
+                    damaged.id, damaged.id
+                )
+            })
     }
 
     /// Recovery to the end of WAL, from the newest backup that leads there.
@@ -330,11 +357,9 @@ impl Choosing<'_> {
                 .candidates(&path)
                 .into_iter()
                 .find(|backup| path.reach(backup.start) == end);
-            backup = sound.ok_or_else(|| self.only_damaged(&path, newest))?;
-            notes.push(format!(
-                "Backup {} is newer and was passed over, since it has damaged pages: \"leeward show {}\" lists them.",
-                newest.id, newest.id
-            ));
+            let damaged = || self.only_damaged(&path, &self.unnamed(&path, true));
+            backup = sound.ok_or_else(damaged)?;
+            notes.extend(self.passed_over(&path, backup, newest.stop));
         }
         let replayed = self.replay(&path, backup)?;
         match &replayed.outcome {
@@ -372,12 +397,14 @@ impl Choosing<'_> {
         let path = self.path(self.named.as_ref())?;
         let candidates = self.candidates(&path);
         let Some(backup) = candidates.first().copied() else {
-            return Err(match path.backups(self.sources).last() {
-                Some(damaged) => self.only_damaged(&path, damaged),
-                None => self.nothing_leads_to(&path),
-            });
+            return Err(self.no_sound_backup(&path));
         };
         let (reserved_timelines, note) = self.reserved(self.unknown_timelines(&path));
+        let mut notes: Vec<String> = self
+            .passed_over(&path, backup, Lsn(u64::MAX))
+            .into_iter()
+            .collect();
+        notes.extend(note);
         let replayed = self.replay(&path, backup)?;
         let stop = match replayed.outcome {
             ReplayOutcome::Stops(stop) => Some(stop),
@@ -415,7 +442,7 @@ impl Choosing<'_> {
             route,
             requirements: replayed.requirements,
             reserved_timelines,
-            notes: note.into_iter().collect(),
+            notes,
         })
     }
 
@@ -423,10 +450,7 @@ impl Choosing<'_> {
     fn standby(&self) -> Result<Choice> {
         let path = self.path(self.named.as_ref())?;
         let Some(backup) = self.candidates(&path).first().copied() else {
-            return Err(match path.backups(self.sources).last() {
-                Some(damaged) => self.only_damaged(&path, damaged),
-                None => self.nothing_leads_to(&path),
-            });
+            return Err(self.no_sound_backup(&path));
         };
         let end = RecoveryTarget::End;
         let goal = ReplayGoal {
@@ -435,7 +459,11 @@ impl Choosing<'_> {
         };
         let replayed = replay(&path, &self.reader, backup, goal)?;
         let (reserved_timelines, note) = self.reserved(self.unknown_timelines(&path));
-        let mut notes: Vec<String> = note.into_iter().collect();
+        let mut notes: Vec<String> = self
+            .passed_over(&path, backup, Lsn(u64::MAX))
+            .into_iter()
+            .collect();
+        notes.extend(note);
         match &replayed.outcome {
             ReplayOutcome::Ends(
                 end @ (WalEnd::Missing(_) | WalEnd::Broken(..) | WalEnd::Damaged(..)),
@@ -478,12 +506,17 @@ impl Choosing<'_> {
             return Err(self.nothing_leads_to(&path));
         }
         let unknown = self.unknown_timelines(&path);
-        if let Some((backup, replayed)) = self.resolve(&path)? {
+        if let Some((backup, replayed)) = self.resolve(&path, &self.candidates(&path))? {
             let (stop, end) = match &replayed.outcome {
                 ReplayOutcome::Stops(stop) => (Some(*stop), replayed.end),
                 _ => (None, replayed.end),
             };
-            let mut notes = self.ambiguous(&path, &backup, stop)?;
+            let reached = stop.map_or(end, |stop| stop.lsn);
+            let mut notes: Vec<String> = self
+                .passed_over(&path, &backup, reached)
+                .into_iter()
+                .collect();
+            notes.extend(self.ambiguous(&path, &backup, stop)?);
             if stop.is_none() {
                 notes.push(format!(
                     "LSN {end} is where the archived WAL ends, and no record begins there at which the server could stop: it recovers everything, without a recovery target, and opens."
@@ -498,6 +531,12 @@ impl Choosing<'_> {
                 reserved_timelines,
                 notes,
             });
+        }
+        if self.named.is_none() {
+            let damaged = self.unnamed(&path, true);
+            if self.resolve(&path, &damaged)?.is_some() {
+                return Err(self.only_damaged(&path, &damaged));
+            }
         }
         let refusal = TargetError {
             sources: self.sources,
@@ -522,10 +561,13 @@ impl Choosing<'_> {
         })
     }
 
-    /// The newest backup of `path` from which recovery reaches the target, and its replay.
-    fn resolve(&self, path: &RecoveryPath) -> Result<Option<(BackupRange, Replay)>> {
-        let candidates = self.candidates(path);
-        for backup in &candidates {
+    /// The first of these backups of `path` from which recovery reaches the target, and its replay.
+    fn resolve(
+        &self,
+        path: &RecoveryPath,
+        backups: &[&BackupRange],
+    ) -> Result<Option<(BackupRange, Replay)>> {
+        for backup in backups {
             if self.is_before(path, backup)? {
                 continue;
             }
@@ -574,7 +616,7 @@ impl Choosing<'_> {
                 .named
                 .as_ref()
                 .is_none_or(|named| named.lies_on(&other.history));
-            if leads && self.resolve(&other)?.is_some() {
+            if leads && self.resolve(&other, &self.candidates(&other))?.is_some() {
                 found.push(timeline);
             }
         }
@@ -686,21 +728,35 @@ impl Choosing<'_> {
             .hint("Name another timeline with --target-timeline, or take a backup.")
     }
 
-    /// Every backup that would do has damaged pages.
-    fn only_damaged(&self, path: &RecoveryPath, damaged: &BackupRange) -> Error {
-        let sound = self.candidates(path);
-        let error = Error::new(
-            ErrorKind::Damaged,
-            format!(
+    fn no_sound_backup(&self, path: &RecoveryPath) -> Error {
+        let damaged = self.unnamed(path, true);
+        if damaged.is_empty() {
+            self.nothing_leads_to(path)
+        } else {
+            self.only_damaged(path, &damaged)
+        }
+    }
+
+    /// Every backup that would do has damaged pages; they are given newest first.
+    fn only_damaged(&self, path: &RecoveryPath, damaged: &[&BackupRange]) -> Error {
+        let message = match damaged {
+            [one] => format!(
                 "backup {} has damaged pages, and no sound backup leads to the same point",
-                damaged.id
+                one.id
             ),
-        );
-        let by_name = format!(
-            "\"leeward restore {}\" restores it with its damage; \"leeward show {}\" lists that.",
-            damaged.id, damaged.id
-        );
-        error.hint(match sound.first() {
+            several => format!(
+                "all backups that lead there have damaged pages: {}",
+                listed(several.iter().map(|one| &one.id))
+            ),
+        };
+        let error = Error::new(ErrorKind::Damaged, message);
+        let by_name = damaged.first().map_or_else(String::new, |newest| {
+            format!(
+                "\"leeward restore {}\" restores it with its damage; \"leeward show {}\" lists that.",
+                newest.id, newest.id
+            )
+        });
+        error.hint(match self.candidates(path).first() {
             Some(sound) => format!(
                 "{by_name} The newest sound backup is {}, with WAL up to {}.",
                 sound.id,
@@ -709,6 +765,23 @@ impl Choosing<'_> {
             None => by_name,
         })
     }
+}
+
+/// What is damaged in a backup, in words; `None` when nothing is.
+fn damage(summary: &BackupSummary) -> Option<String> {
+    let pages: usize = summary.damaged.iter().map(|one| one.blocks.len()).sum();
+    let files = summary.damaged.iter().filter(|one| one.missing).count();
+    match (pages, files) {
+        (0, 0) => None,
+        (_, 0) => Some(format!("{pages} damaged pages")),
+        (0, _) => Some(format!("{files} missing files")),
+        _ => Some(format!("{pages} damaged pages and {files} missing files")),
+    }
+}
+
+fn listed<'a>(ids: impl Iterator<Item = &'a BackupId>) -> String {
+    let ids: Vec<String> = ids.map(ToString::to_string).collect();
+    ids.join(", ")
 }
 
 /// How the history file of a timeline gets into the repository.

@@ -1,5 +1,6 @@
 //! Commands over a repository in memory: what they bring, and what becomes of them when something fails.
 
+mod choice;
 mod failures;
 mod round_trip;
 mod world;

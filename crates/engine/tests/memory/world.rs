@@ -94,7 +94,19 @@ impl World {
     }
 
     pub fn restore(&self, to: &str) -> Result<RestoreOutcome> {
-        let options = self.restore_options(&self.path(to));
+        self.restore_to(None, RecoveryTarget::End, to)
+    }
+
+    /// Restores the backup of that name, or whichever leads to the target.
+    pub fn restore_to(
+        &self,
+        backup: Option<&str>,
+        target: RecoveryTarget,
+        to: &str,
+    ) -> Result<RestoreOutcome> {
+        let mut options = self.restore_options(&self.path(to));
+        options.backup = backup.map(str::to_owned);
+        options.recovery.target = target;
         restore(&self.store, &options, &|_| {})
     }
 

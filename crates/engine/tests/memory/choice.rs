@@ -1,0 +1,228 @@
+//! Which backup is taken, where several lie side by side: damaged ones, copied ones, WAL of timelines nobody knows.
+
+use leeward_engine::error::ErrorKind;
+use leeward_engine::recovery::RecoveryTarget;
+use leeward_engine::wal::GetOutcome;
+use leeward_engine::{catalog, wal::list::list};
+use leeward_fixtures::{Backup, Wal, archive, record_end};
+use leeward_pgformat::wal_segment::history_file_name;
+use leeward_pgformat::{Lsn, SystemIdentifier, TimelineId, TransactionId};
+use leeward_repository::catalog::Repository;
+use leeward_repository::layout;
+use leeward_repository::store::Key;
+use leeward_repository::wal_archive::WalArchive;
+
+use crate::world::{BACKUP, CLUSTER, World};
+
+const SECOND: &str = "20261123T023000Z-aaaa";
+const THIRD: &str = "20261124T023000Z-bbbb";
+
+/// A world with two backups of one page damaged, newer than the sound one.
+fn damaged_behind_a_sound_one() -> World {
+    let world = World::new();
+    for (id, segment) in [(SECOND, 3), (THIRD, 4)] {
+        let at = |block: u64| {
+            let near = world.wal.start + segment * world.wal.size.bytes() + block * 8192;
+            record_end(&world.wal, near)
+        };
+        let backup = Backup {
+            is_damaged: true,
+            ..Backup::new(id, at(4)..at(40))
+        };
+        backup.store(&world.cluster, &world.wal);
+    }
+    world
+}
+
+/// The only sound backup is gone.
+fn none_sound() -> World {
+    let world = damaged_behind_a_sound_one();
+    let id = world.backup.id.clone();
+    world.cluster.remove(&id).expect("removed");
+    world
+}
+
+fn targets(world: &World) -> [RecoveryTarget; 4] {
+    let behind = record_end(&world.wal, Lsn(world.wal.end().0 - 8192));
+    [
+        RecoveryTarget::End,
+        RecoveryTarget::Immediate,
+        RecoveryTarget::Lsn(behind),
+        RecoveryTarget::Transaction(TransactionId(704)),
+    ]
+}
+
+#[test]
+fn a_sound_backup_is_taken_before_a_newer_damaged_one() {
+    let world = damaged_behind_a_sound_one();
+    for (number, target) in targets(&world).into_iter().enumerate() {
+        for wanted in [None, Some("latest")] {
+            let to = format!("restored {number} {}", wanted.unwrap_or_default());
+            let outcome = world
+                .restore_to(wanted, target.clone(), &to)
+                .unwrap_or_else(|e| panic!("{target}: {e}"));
+            assert_eq!(outcome.summary.id.as_str(), BACKUP, "{target}");
+            // A target that lies before the third backup's end leaves only the second to be told.
+            let told = outcome.notes.iter().any(|note| {
+                note.contains("was passed over") && (note.contains(THIRD) || note.contains(SECOND))
+            });
+            assert!(told, "{target}: {:?}", outcome.notes);
+        }
+    }
+}
+
+#[test]
+fn a_damaged_backup_is_taken_by_its_name_alone() {
+    let world = damaged_behind_a_sound_one();
+    for name in [THIRD, "20261124"] {
+        let outcome = world
+            .restore_to(Some(name), RecoveryTarget::End, name)
+            .expect("restored");
+        assert_eq!(outcome.summary.id.as_str(), THIRD);
+        assert!(
+            outcome.notes[0].starts_with("DAMAGED"),
+            "{:?}",
+            outcome.notes
+        );
+    }
+}
+
+#[test]
+fn where_no_backup_is_sound_the_damaged_ones_are_listed() {
+    let world = none_sound();
+    for (number, target) in targets(&world).into_iter().enumerate() {
+        let to = format!("refused {number}");
+        let error = world
+            .restore_to(None, target.clone(), &to)
+            .expect_err("no sound backup");
+        assert_eq!(error.kind(), ErrorKind::Damaged, "{target}: {error}");
+        let words = error.to_string();
+        assert!(words.contains(THIRD), "{target}: {words}");
+        let hint = error.advice().unwrap_or_default();
+        let command = format!("leeward restore {THIRD}");
+        assert!(hint.contains(&command), "{target}: {hint}");
+        assert!(!world.path(&to).exists(), "nothing was written");
+    }
+}
+
+#[test]
+fn a_summary_that_cannot_be_read_costs_its_own_backup() {
+    let world = damaged_behind_a_sound_one();
+    let id = THIRD.parse().expect("an id");
+    let key = layout::summary(CLUSTER, &id).expect("a key");
+    world.memory.put(key, "torn");
+    let outcome = world.restore("restored").expect("restored");
+    assert_eq!(outcome.summary.id.as_str(), BACKUP);
+    let told = |note: &String| note.contains(THIRD) && note.contains("cannot be read");
+    assert!(outcome.notes.iter().any(told), "{:?}", outcome.notes);
+    assert!(list(&world.store, None).is_ok());
+}
+
+/// Copies everything below one folder of the repository to another.
+fn copy(world: &World, from: &str, to: &str) {
+    for (key, bytes) in world.memory.objects() {
+        if let Some(inside) = key.as_str().strip_prefix(from) {
+            let key = Key::new(format!("{to}{inside}")).expect("a key");
+            world.memory.put(key, bytes);
+        }
+    }
+}
+
+#[test]
+fn a_folder_copied_from_another_cluster_is_told_and_not_counted() {
+    let world = World::new();
+    // What a copied folder says of itself.
+    let id = THIRD.parse().expect("an id");
+    let backup = Backup::new(THIRD, world.backup.range.clone());
+    let mut summary = backup.store(&world.cluster, &world.wal);
+    summary.system_identifier = SystemIdentifier(4_711);
+    let key = layout::summary(CLUSTER, &id).expect("a key");
+    world.memory.remove(&key);
+    world.cluster.commit(&summary).expect("committed");
+
+    let listed = catalog::list(&world.store, None).expect("listed");
+    assert_eq!(listed[0].backups.sound.len(), 1);
+    let (told, problem) = &listed[0].backups.unreadable[0];
+    assert_eq!(told, &id);
+    assert!(problem.to_string().contains("4711"), "{problem}");
+    let outcome = world.restore("restored").expect("restored");
+    assert_eq!(outcome.summary.id.as_str(), BACKUP);
+    let latest = world.cluster.resolve("latest").expect("a backup");
+    assert_eq!(latest.id.as_str(), BACKUP);
+    let error = world
+        .restore_to(Some(THIRD), RecoveryTarget::End, "refused")
+        .expect_err("another cluster's");
+    assert!(error.to_string().contains("4711"), "{error}");
+    // Its WAL is no source either: the archive has none of this cluster.
+    for (key, _) in world.memory.objects() {
+        if key.as_str().starts_with(&format!("{CLUSTER}/wal/")) {
+            world.memory.remove(&key);
+        }
+    }
+    world.cluster.remove(&world.backup.id).expect("removed");
+    let server = world.server("server");
+    let (segment, _) = world.wal.segments().next().expect("a segment");
+    let found = world.get(&server, &segment.name(world.wal.size));
+    assert_eq!(found.expect("asked"), GetOutcome::Absent);
+}
+
+#[test]
+fn a_backup_under_another_name_is_told_and_not_counted() {
+    let world = World::new();
+    copy(
+        &world,
+        &format!("{CLUSTER}/backups/{BACKUP}/"),
+        &format!("{CLUSTER}/backups/{THIRD}/"),
+    );
+    let outcome = world.restore("restored").expect("restored");
+    assert_eq!(outcome.summary.id.as_str(), BACKUP);
+    // A cluster's folder under another cluster's name.
+    copy(&world, &format!("{CLUSTER}/"), "copy/");
+    let repository = Repository::open(std::sync::Arc::clone(&world.store)).expect("opened");
+    let listed = repository.cluster("copy").and_then(|copy| copy.backups());
+    assert!(listed.is_err() || listed.is_ok_and(|backups| backups.sound.is_empty()));
+}
+
+#[test]
+fn a_timeline_without_its_history_file_is_no_free_number() {
+    let world = World::new();
+    let mut pages = Wal::new(world.wal.size, 7, 9);
+    pages.timeline = TimelineId(2);
+    pages.filler(5_000);
+    pages.fill_segment(30_000);
+    archive(&world.cluster, &pages);
+    let history = history_file_name(TimelineId(2));
+
+    // Told that there is none, a server in recovery would take the number for itself.
+    let server = world.server("server");
+    let error = world
+        .get(&server, &history)
+        .expect_err("the number is taken");
+    assert!(
+        error.to_string().contains("timeline 2 is in use"),
+        "{error}"
+    );
+    // A number that nobody uses is free.
+    let free = world.get(&server, &history_file_name(TimelineId(3)));
+    assert_eq!(free.expect("asked"), GetOutcome::Absent);
+    // A standby takes none before it is promoted, and goes on.
+    let standby = world.server("standby");
+    standby.write("standby.signal", b"");
+    let asked = world.get(&standby, &history);
+    assert_eq!(asked.expect("asked"), GetOutcome::Absent);
+
+    // Restored to the end, the WAL of that timeline would be missing; along the older one the number is kept taken.
+    let error = world.restore("refused").expect_err("WAL would be left out");
+    assert!(error.to_string().contains("timeline 2"), "{error}");
+    let to_immediate = world.restore_to(None, RecoveryTarget::Immediate, "restored");
+    to_immediate.expect("restored");
+    assert!(world.path("restored/pg_wal").join(&history).exists());
+    // With its history file, everything is as it should be.
+    let at = world.wal.end();
+    let content = format!("1\t{at}\tno recovery target specified\n");
+    WalArchive::new(&world.cluster)
+        .store_file(&history, world.wal.system_identifier, content.as_bytes())
+        .expect("stored");
+    let found = world.get(&server, &history).expect("asked");
+    assert_eq!(found, GetOutcome::Found);
+}
