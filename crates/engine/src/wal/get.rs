@@ -394,7 +394,8 @@ impl Get<'_> {
     /// name in its own `pg_wal` keeps it from that; restore puts one there where it was told to follow an older timeline.
     fn refuse_a_timeline_in_use(&self, cluster: &Cluster) -> Result<()> {
         let name = &self.options.name;
-        let Some(timeline) = parse_history_file_name(name) else {
+        // The first timeline has none, and some servers ask for it all the same.
+        let Some(timeline) = parse_history_file_name(name).filter(|timeline| timeline.0 > 1) else {
             return Ok(());
         };
         // A standby takes no number before it is promoted, and must not stop before that.
