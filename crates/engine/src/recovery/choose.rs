@@ -24,7 +24,7 @@ pub(crate) struct RecoveryPlan {
     pub route: RecoveryRoute,
     /// What the server needs beyond the files of the backup.
     pub requirements: Requirements,
-    /// Newer timelines that have WAL and no history file: their numbers must not be taken again.
+    /// Timelines that have WAL and no history file: their numbers must not be taken again.
     pub reserved_timelines: Vec<TimelineId>,
     /// What a person should know.
     pub notes: Vec<String>,
@@ -376,7 +376,7 @@ impl Choosing<'_> {
             ReplayOutcome::Stops(_) | ReplayOutcome::StopsTooEarly(_) => {}
         }
         notes.extend(self.other_timelines(&path));
-        let (reserved_timelines, note) = self.reserved(unknown);
+        let (reserved_timelines, note) = self.reserved(&path, unknown.as_ref());
         notes.extend(note);
         let route = if replayed.end <= backup.stop && !self.has_newer_timeline(backup) {
             RecoveryRoute::OwnWal { stop: None }
@@ -399,7 +399,8 @@ impl Choosing<'_> {
         let Some(backup) = candidates.first().copied() else {
             return Err(self.no_sound_backup(&path));
         };
-        let (reserved_timelines, note) = self.reserved(self.unknown_timelines(&path));
+        let (reserved_timelines, note) =
+            self.reserved(&path, self.unknown_timelines(&path).as_ref());
         let mut notes: Vec<String> = self
             .passed_over(&path, backup, Lsn(u64::MAX))
             .into_iter()
@@ -458,7 +459,8 @@ impl Choosing<'_> {
             ..self.goal()
         };
         let replayed = replay(&path, &self.reader, backup, goal)?;
-        let (reserved_timelines, note) = self.reserved(self.unknown_timelines(&path));
+        let (reserved_timelines, note) =
+            self.reserved(&path, self.unknown_timelines(&path).as_ref());
         let mut notes: Vec<String> = self
             .passed_over(&path, backup, Lsn(u64::MAX))
             .into_iter()
@@ -522,7 +524,7 @@ impl Choosing<'_> {
                     "LSN {end} is where the archived WAL ends, and no record begins there at which the server could stop: it recovers everything, without a recovery target, and opens."
                 ));
             }
-            let (reserved_timelines, note) = self.reserved(unknown);
+            let (reserved_timelines, note) = self.reserved(&path, unknown.as_ref());
             notes.extend(note);
             return Ok(Choice {
                 route: self.archive(&path, &backup, stop, end)?,
@@ -667,15 +669,20 @@ impl Choosing<'_> {
             .collect()
     }
 
-    /// The timelines whose numbers are taken although their history files are missing, and what is said of them.
-    fn reserved(&self, unknown: Option<UnknownTimelines>) -> (Vec<TimelineId>, Option<String>) {
-        match unknown {
-            Some(unknown) => {
-                let note = unknown.note();
-                (unknown.numbers, Some(note))
-            }
-            None => (Vec::new(), None),
-        }
+    /// The timelines whose numbers are taken although their history files are missing, and what is said of newer ones. The
+    /// server asks for those of older ones on its way, and a server told that there is none could take the number.
+    fn reserved(
+        &self,
+        path: &RecoveryPath,
+        newer: Option<&UnknownTimelines>,
+    ) -> (Vec<TimelineId>, Option<String>) {
+        let numbers = self.sources.without_history();
+        (
+            numbers
+                .filter(|number| *number != path.timeline())
+                .collect(),
+            newer.map(UnknownTimelines::note),
+        )
     }
 
     /// Whether the archive knows a timeline that a server recovered without it might take for its own.

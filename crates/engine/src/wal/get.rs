@@ -12,7 +12,7 @@ use leeward_pgformat::wal_segment::{
     WalSegmentName, WalSegmentSize, is_backup_history_file_name, is_history_file_name,
     is_wal_segment_name, parse_history_file_name,
 };
-use leeward_pgformat::{Lsn, SystemIdentifier};
+use leeward_pgformat::{Lsn, SystemIdentifier, TimelineId};
 use leeward_repository::catalog::{Cluster, Repository};
 use leeward_repository::repository_error::RepositoryError;
 use leeward_repository::store::Store;
@@ -394,8 +394,13 @@ impl Get<'_> {
     /// name in its own `pg_wal` keeps it from that; restore puts one there where it was told to follow an older timeline.
     fn refuse_a_timeline_in_use(&self, cluster: &Cluster) -> Result<()> {
         let name = &self.options.name;
-        // The first timeline has none, and some servers ask for it all the same.
-        let Some(timeline) = parse_history_file_name(name).filter(|timeline| timeline.0 > 1) else {
+        // A new number is greater than the server's own, whose file it may ask for all the same.
+        let own = self
+            .control
+            .as_ref()
+            .map_or(TimelineId(1), |control| control.checkpoint_timeline);
+        let Some(timeline) = parse_history_file_name(name).filter(|timeline| *timeline > own)
+        else {
             return Ok(());
         };
         // A standby takes no number before it is promoted, and must not stop before that.

@@ -183,14 +183,21 @@ fn a_backup_under_another_name_is_told_and_not_counted() {
     assert!(listed.is_err() || listed.is_ok_and(|backups| backups.sound.is_empty()));
 }
 
+/// The next segment, on another timeline.
+fn going_on(wal: &Wal, timeline: u32) -> Wal {
+    let mut next = wal.clone();
+    next.start = wal.end();
+    next.bytes.clear();
+    next.timeline = TimelineId(timeline);
+    next.filler(5_000);
+    next.fill_segment(30_000);
+    next
+}
+
 #[test]
 fn a_timeline_without_its_history_file_is_no_free_number() {
     let world = World::new();
-    let mut pages = Wal::new(world.wal.size, 7, 9);
-    pages.timeline = TimelineId(2);
-    pages.filler(5_000);
-    pages.fill_segment(30_000);
-    archive(&world.cluster, &pages);
+    archive(&world.cluster, &going_on(&world.wal, 2));
     let history = history_file_name(TimelineId(2));
 
     // Told that there is none, a server in recovery would take the number for itself.
@@ -219,12 +226,29 @@ fn a_timeline_without_its_history_file_is_no_free_number() {
     let to_immediate = world.restore_to(None, RecoveryTarget::Immediate, "restored");
     to_immediate.expect("restored");
     assert!(world.path("restored/pg_wal").join(&history).exists());
+    // The number of a timeline that is passed by on the way to a newer one is kept taken too: the server asks for it.
+    archive(&world.cluster, &going_on(&world.wal, 3));
+    let store_history = |timeline: u32| {
+        let content = format!("1\t{}\tno recovery target specified\n", world.wal.end());
+        WalArchive::new(&world.cluster)
+            .store_file(
+                &history_file_name(TimelineId(timeline)),
+                world.wal.system_identifier,
+                content.as_bytes(),
+            )
+            .expect("stored");
+    };
+    store_history(3);
+    let outcome = world.restore("newer").expect("restored");
+    assert!(
+        outcome
+            .notes
+            .iter()
+            .all(|note| !note.contains("WAL of timeline"))
+    );
+    assert!(world.path("newer/pg_wal").join(&history).exists());
     // With its history file, everything is as it should be.
-    let at = world.wal.end();
-    let content = format!("1\t{at}\tno recovery target specified\n");
-    WalArchive::new(&world.cluster)
-        .store_file(&history, world.wal.system_identifier, content.as_bytes())
-        .expect("stored");
+    store_history(2);
     let found = world.get(&server, &history).expect("asked");
     assert_eq!(found, GetOutcome::Found);
 }
