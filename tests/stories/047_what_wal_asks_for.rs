@@ -32,7 +32,7 @@ fn refused(story: &Story, leeward: &Leeward<'_>, code: i32, words: &[&str]) -> O
     outcome
 }
 
-/// Runs a command that a hint named, then the server; its notes stay listed numbers.
+/// Runs a command that a hint named, then the server, and lists what is in its table.
 fn follow(story: &Story, leeward: &Leeward<'_>, command: &[String], name: &str) -> String {
     let to = story.path(name);
     let mut args: Vec<&str> = command.iter().map(String::as_str).collect();
@@ -80,7 +80,10 @@ fn check(major: u32) {
     // A tablespace that the backup does not know.
     let far = story.path("far");
     fs::create_dir(&far).expect("could not create a directory");
-    primary.sql(&format!("CREATE TABLESPACE far LOCATION '{}'", far.display()));
+    primary.sql(&format!(
+        "CREATE TABLESPACE far LOCATION '{}'",
+        far.display()
+    ));
     primary.sql("CREATE TABLE distant TABLESPACE far AS SELECT generate_series(1, 1000) AS n");
     primary.sql("INSERT INTO numbers VALUES (3); CHECKPOINT");
     wait_archived(&primary);
@@ -88,11 +91,19 @@ fn check(major: u32) {
     // Beside the live server, replay would write into the live server's directory.
     let live = bytes_below(&far);
     let place = far.display().to_string();
-    let outcome = refused(&story, &leeward, exit::REFUSED, &[&place, "creates tablespace"]);
+    let outcome = refused(
+        &story,
+        &leeward,
+        exit::REFUSED,
+        &[&place, "creates tablespace"],
+    );
     let command = hinted(&outcome, "restore");
     assert_eq!(command[1], backup.id());
     assert_eq!(follow(&story, &leeward, &command, "before"), "1 2");
-    assert!(live == bytes_below(&far), "the live server's files are as they were");
+    assert!(
+        live == bytes_below(&far),
+        "the live server's files are as they were"
+    );
 
     // Where nothing lies there, it is made, and the settings are as high as the WAL asks for.
     primary.stop(Stop::Fast);
@@ -139,15 +150,16 @@ fn check(major: u32) {
     primary.sql("DROP TABLESPACE far");
     fs::remove_dir(&far).expect("it is empty");
     let outcome = refused(&story, &leeward, exit::FAILED, &["minimal"]);
-    let (_, option) = outcome
+    let (_, options) = outcome
         .stderr
-        .split_once("--target-lsn ")
+        .split_once("with --target-lsn ")
         .unwrap_or_else(|| panic!("no target: {outcome}"));
-    let lsn = option
-        .split(|c: char| !c.is_ascii_hexdigit() && c != '/')
-        .next()
-        .expect("an LSN");
-    let command = ["restore", "--target-lsn", lsn].map(str::to_owned);
+    let (options, _) = options.split_once(';').expect("an end");
+    let command: Vec<String> = ["restore", "--target-lsn"]
+        .into_iter()
+        .chain(options.split_whitespace())
+        .map(str::to_owned)
+        .collect();
     assert_eq!(follow(&story, &leeward, &command, "last"), "1 2 3");
     let listed = leeward.run(&["wal", "list"]).expect(exit::DONE);
     assert!(listed.stdout.contains("CANNOT BE PASSED"), "{listed}");

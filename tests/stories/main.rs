@@ -95,3 +95,5 @@ mod story_044_what_the_catalogs_name;
 mod story_045_targets_against_postgres;
 #[path = "046_databases_copied_during_a_backup.rs"]
 mod story_046_databases_copied_during_a_backup;
+#[path = "047_what_wal_asks_for.rs"]
+mod story_047_what_wal_asks_for;

@@ -70,17 +70,22 @@ fn last_transaction(
     Ok(None)
 }
 
-/// The beginning of the last whole record before `end`: the last LSN that can be a target.
-fn last_record(
+/// The options of the last target before `end`: the last whole record there, or else whatever begins at `end`.
+fn last_target(
     path: &RecoveryPath,
     reader: &dyn WalReader,
     from: Lsn,
     end: Lsn,
-) -> Result<Option<Lsn>> {
+) -> Result<Option<String>> {
     for segment in path.segments(from, end).into_iter().rev() {
         let summary = reader.summaries(&[segment])?.swap_remove(0);
-        if let Some(last) = summary.last_record {
-            return Ok(Some(last).filter(|last| *last >= from && *last < end));
+        match summary.last_record {
+            Some(last) if last >= end => {
+                return Ok(Some(format!("--target-lsn {end} --target-exclusive")));
+            }
+            Some(last) if last >= from => return Ok(Some(format!("--target-lsn {last}"))),
+            Some(_) => return Ok(None),
+            None => {}
         }
     }
     Ok(None)
@@ -97,8 +102,8 @@ fn describe_window_end(
         || format!("LSN {end}"),
         |last| format!("{} (LSN {end})", utc(last.time)),
     );
-    Ok(match last_record(path, reader, backup.consistent, end)? {
-        Some(record) => format!("{moment}, with --target-lsn {record}"),
+    Ok(match last_target(path, reader, backup.consistent, end)? {
+        Some(options) => format!("{moment}, with {options}"),
         None => format!(
             "{moment}, with \"leeward restore {} --target-immediate\"",
             backup.id
