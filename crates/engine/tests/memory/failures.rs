@@ -229,6 +229,7 @@ fn a_prefetcher_ends_and_leaves_nothing() {
         std::fs::create_dir_all(&folder).expect("a folder");
         let first = world.wal.segment().name(world.wal.size);
         let options = PrefetchOptions {
+            system_identifier: leeward_fixtures::SYSTEM_IDENTIFIER,
             folder,
             after: first,
             segment_size_bytes: world.wal.size.bytes(),
