@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use leeward_fixtures::{Forged, ForgedRecord as Record, ForgedRun, ForgedWal};
-use leeward_pgformat::Oid;
+use leeward_pgformat::{Lsn, Oid, TimelineId, WalContents};
 use leeward_repository::summary::{ConfigurationSummary, TablespaceSummary};
 
 /// What a restore is to do with a forged repository.
@@ -66,7 +66,20 @@ fn wal(name: &str) -> ForgedWal {
     ForgedWal {
         name: name.as_bytes().to_vec(),
         content: vec![1; 8192],
+        contents: None,
     }
+}
+
+/// WAL with a record that creates a tablespace (`xl_tblspc_create_rec`, src/include/commands/tablespace.h).
+fn create_tablespace(forged: &mut Forged, location: &str) {
+    const RM_TBLSPC: u8 = 5;
+    let data = [&16_500_u32.to_le_bytes(), location.as_bytes(), &[0][..]].concat();
+    forged.set_wal(|wal| {
+        // The first is the checkpoint's, which is not replayed.
+        wal.filler(5_000);
+        wal.record(RM_TBLSPC, 0, 700, &data);
+        wal.commit(700, 1_000_000);
+    });
 }
 
 /// Makes a setting the last line of `postgresql.conf`.
@@ -389,6 +402,164 @@ pub const CASES: &[Case] = &[
     }),
     refused("the same WAL twice", |f, _| {
         f.wal.push(wal("000000010000000000000002"))
+    }),
+    refused("WAL of zeros", |f, _| f.wal[0].content.fill(0)),
+    refused("WAL that ends before the backup does", |f, _| {
+        f.wal[0].content[8192..].fill(0);
+        f.summary.stop_lsn = Lsn(0x20_8000);
+    }),
+    refused("no WAL at all", |f, _| f.wal.clear()),
+    harmless("WAL of half a segment", |f, _| {
+        f.wal[0].content.truncate(1 << 19)
+    }),
+    harmless("WAL of two segments in one", |f, _| {
+        f.wal[0].content.resize(2 << 20, 7)
+    }),
+    refused("a record as long as numbers are", |f, _| {
+        f.wal[0].content[40..44].fill(0xff);
+    }),
+    harmless("WAL of another cluster under this one's name", |f, _| {
+        f.wal[0].content[24..32].fill(9);
+    }),
+    harmless("WAL whose summary says what is not in it", |f, _| {
+        f.wal[0].contents = Some(WalContents::default());
+    }),
+    refused(
+        "a tablespace by WAL in a live tablespace's place",
+        |f, w| {
+            create_tablespace(f, &text(&w.join("live-space")));
+        },
+    ),
+    refused(
+        "a tablespace by WAL in a directory that is not empty",
+        |f, w| {
+            create_tablespace(f, &text(&w.join("victim")));
+        },
+    ),
+    refused(
+        "a tablespace by WAL in a live server's empty directory",
+        |f, w| {
+            create_tablespace(f, &text(&w.join("live/pg_twophase")));
+        },
+    ),
+    refused("a tablespace by WAL below a live tablespace", |f, w| {
+        create_tablespace(f, &text(&w.join("live-space/PG_17_202406281/9")));
+    }),
+    refused("a tablespace by WAL that is the data directory", |f, w| {
+        create_tablespace(f, &text(&w.join("restored")));
+    }),
+    refused(
+        "a tablespace by WAL in PostgreSQL's own directory",
+        |f, w| {
+            create_tablespace(f, &text(&w.join("restored/global")));
+        },
+    ),
+    refused("a tablespace by WAL in the unfinished restore", |f, w| {
+        create_tablespace(f, &text(&w.join("restored/leeward.restoring/x")));
+    }),
+    refused("a tablespace by WAL around the data directory", |f, w| {
+        create_tablespace(f, &text(w));
+    }),
+    refused("a tablespace by WAL at the root", |f, _| {
+        create_tablespace(f, "/")
+    }),
+    refused("a relative tablespace by WAL", |f, _| {
+        create_tablespace(f, "../victim/new")
+    }),
+    refused("a tablespace by WAL that goes up", |f, w| {
+        create_tablespace(f, &text(&w.join("absent/../victim/new")));
+    }),
+    refused(
+        "a tablespace by WAL through a link that leads nowhere",
+        |f, w| {
+            create_tablespace(f, &text(&w.join("dangling/new")));
+        },
+    ),
+    refused("a tablespace by WAL where a file is", |f, w| {
+        create_tablespace(f, &text(&w.join("victim/letter")));
+    }),
+    harmless("a tablespace by WAL where nothing is", |f, w| {
+        create_tablespace(f, &text(&w.join("space")));
+    }),
+    // The restore does no harm; docs/restore.md says what a server that is started on a forged backup may do.
+    harmless(
+        "a tablespace by WAL that the summary keeps quiet about",
+        |f, w| {
+            create_tablespace(f, &text(&w.join("live-space")));
+            f.wal[0].contents = Some(WalContents::default());
+        },
+    ),
+    harmless("a history file that is none", |f, _| {
+        f.wal.push(ForgedWal {
+            content: b"1\t../../victim\t\xff\n".to_vec(),
+            ..wal("00000002.history")
+        });
+    }),
+    // Numbers and texts of backup.json.
+    refused("a backup of a format to come", |f, _| {
+        f.summary.format_version = 99
+    }),
+    refused("a backup of another cluster's name", |f, _| {
+        f.summary.cluster = "../main".to_owned();
+    }),
+    refused("a backup of another id", |f, _| {
+        f.change_json = Some(|text| text.replace("20261122T023000Z-k7q2", "20261122T023000Z-aaaa"));
+    }),
+    refused("an id that goes up", |f, _| {
+        f.change_json = Some(|text| text.replace("20261122T023000Z-k7q2", "../../victim"));
+    }),
+    refused("backup.json that is none", |f, _| {
+        f.change_json = Some(|_| "{\n".to_owned())
+    }),
+    refused("backup.json that never ends", |f, _| {
+        f.change_json = Some(|_| "[".repeat(1 << 20));
+    }),
+    refused("backup.json that ends early", |f, _| {
+        f.change_json = Some(|text| text[..text.len() / 2].to_owned());
+    }),
+    refused("no segment size", |f, _| {
+        f.summary.wal.segment_size_bytes = 0
+    }),
+    refused("a segment size of all bits", |f, _| {
+        f.summary.wal.segment_size_bytes = u64::MAX;
+    }),
+    refused("a backup that ends before it begins", |f, _| {
+        f.summary.stop_lsn = Lsn(8)
+    }),
+    refused("a backup that ends where numbers do", |f, _| {
+        f.summary.stop_lsn = Lsn(u64::MAX);
+    }),
+    refused("a backup that begins where numbers end", |f, _| {
+        f.summary.start_lsn = Lsn(u64::MAX);
+        f.summary.checkpoint_lsn = Lsn(u64::MAX);
+    }),
+    refused("a backup of timeline 0", |f, _| {
+        f.summary.start_timeline = TimelineId(0);
+        f.summary.stop_timeline = TimelineId(0);
+    }),
+    refused(
+        "a backup that ends on the last timeline there can be",
+        |f, _| {
+            f.summary.stop_timeline = TimelineId(u32::MAX);
+        },
+    ),
+    refused("history files and WAL with names that go up", |f, _| {
+        f.summary.wal.history = vec!["../../victim/letter".to_owned(); 3];
+        f.summary.wal.first = "../first".to_owned();
+        f.summary.wal.last = String::new();
+    }),
+    harmless("a major version that is none", |f, _| {
+        f.summary.major = u32::MAX
+    }),
+    harmless("texts that are orders to a terminal", |f, _| {
+        let order = "\u{1b}]0;x\u{7}\u{1b}[2J\nerror: \u{202e}";
+        f.summary.host = order.to_owned();
+        f.summary.label = order.to_owned();
+        f.summary.postgres_version = order.to_owned();
+        f.summary.started_at = order.to_owned();
+        f.summary.finished_at = order.to_owned();
+        f.summary.leeward_version = order.to_owned();
+        f.summary.owner.group = Some(order.to_owned());
     }),
     // Lengths.
     refused("a file of 2^63 bytes", |f, _| {
