@@ -176,14 +176,28 @@ fn servers(major: u32, root: &Root) {
     let refused = backup(&elsewhere).expect(exit::FAILED, &["could not create the repository"]);
     root.follow(&refused);
     backup(&elsewhere).expect(exit::DONE, &[]);
+    let theirs = Leeward::at(&story, text(&elsewhere));
+    let sound = theirs.latest().id();
+    backup(&elsewhere).expect(exit::DONE, &[]);
+    let shut = theirs.latest().id();
     root.shell(&format!(
-        "chown -R root \"{}\"/main/backups/*; chmod 700 \"{0}\"/main/backups/*",
+        "chown -R root \"{0}\"/main/backups/{shut}; chmod 700 \"{0}\"/main/backups/{shut}",
         text(&elsewhere)
     ));
+    // A folder that is closed to the server's user costs only what needs it.
+    theirs
+        .run(&["list"])
+        .expect(exit::DONE)
+        .expect_words(&[&sound, &shut, "cannot be read"]);
+    theirs
+        .restore("latest", &story.path("beside-a-closed-one"), &[])
+        .expect(exit::DONE)
+        .expect_words(&[&sound, &shut, "passed over"]);
     let refused = backup(&elsewhere).expect(exit::FAILED, &["could not use", "main/backups/"]);
     root.follow(&refused);
     backup(&elsewhere).expect(exit::DONE, &[]);
     assert_owned(&elsewhere, expected);
+    fs::remove_dir_all(story.path("beside-a-closed-one")).expect("could not remove a directory");
     root.shell(&format!("chmod 700 \"{}\"", text(&closed)));
     let refused = backup(&elsewhere).expect(exit::FAILED, &["could not reach the repository"]);
     root.follow(&refused);

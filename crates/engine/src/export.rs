@@ -27,7 +27,7 @@ use crate::configuration::{AUTO, Adoption, Files, adopt_for};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer, Phase};
 use crate::pipeline::{self, Ended, Receiver, Sender, StageResult};
-use crate::recovery::choose::own_requirements;
+use crate::recovery::choose::{choose_alone, own_requirements};
 use crate::repository;
 use crate::restore::finish::{check_wal_name, read_wal};
 use crate::restore::requirements::settings_to_raise;
@@ -75,14 +75,17 @@ pub fn export(
 ) -> Result<ExportOutcome> {
     observe(Event::Phase(Phase::Preparing));
     let cluster = repository::open(store, cluster)?;
-    let summary = cluster.resolve(backup)?;
+    let (summary, choice) = choose_alone(&cluster, backup)?;
     let manifest = open_manifest(store, &cluster, &summary)?;
     let survey = Survey::of(&manifest, summary.major)?;
     let adoption = adopted(store, &cluster, &summary, &manifest, &survey)?;
     let caution = recovery_warning(&summary.postgres_version);
     let left_out = survey.left_out.describe();
     let left_out = left_out.map(|names| format!("Not in the archive: {names}."));
-    for note in adoption.notes.iter().chain(&caution).chain(&left_out) {
+    for note in (choice.iter().chain(&adoption.notes))
+        .chain(&caution)
+        .chain(&left_out)
+    {
         observe(Event::Notice(note.clone()));
     }
     observe(Event::Phase(Phase::Exporting));

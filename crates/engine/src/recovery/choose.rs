@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use leeward_pgformat::wal_segment::history_file_name;
 use leeward_pgformat::{Lsn, TimelineId};
+use leeward_repository::RepositoryError;
 use leeward_repository::backup_id::BackupId;
 use leeward_repository::catalog::{Backups, Cluster};
 use leeward_repository::summary::BackupSummary;
@@ -85,24 +86,7 @@ pub(crate) fn choose(
     };
     let Backups { sound, unreadable } = cluster.backups()?;
     let Some(newest) = sound.last() else {
-        return Err(match unreadable.as_slice() {
-            [(id, error)] => Error::new(
-                ErrorKind::Damaged,
-                format!("backup {id} cannot be read: {error}"),
-            ),
-            [.., (newest, error)] => Error::new(
-                ErrorKind::Damaged,
-                format!(
-                    "none of the backups can be read: {}",
-                    listed(unreadable.iter().map(|(id, _)| id))
-                ),
-            )
-            .hint(format!("Of {newest}: {error}.")),
-            // Says that there is none.
-            [] => cluster.resolve("latest").map_or_else(Error::from, |_| {
-                Error::failed("the backups changed while they were looked at")
-            }),
-        });
+        return Err(none_can_be_read(cluster, &unreadable));
     };
     let size = segment_size_of(named.as_ref().unwrap_or(newest))?;
     let sources = RecoverySources::read(cluster, &sound, size)?;
@@ -118,25 +102,10 @@ pub(crate) fn choose(
         .find(|summary| summary.id == choice.backup.id)
         .ok_or_else(|| Error::failed("the backups changed while they were looked at"))?;
     let mut notes = choice.notes;
-    for (id, error) in &unreadable {
-        if named.is_none() && id.as_str() > summary.id.as_str() {
-            notes.insert(
-                0,
-                format!(
-                    "Backup {id} is newer and was passed over, since it cannot be read: {error}."
-                ),
-            );
-        }
+    if named.is_none() {
+        notes.splice(0..0, unread_and_newer(&unreadable, &summary));
     }
-    if let Some(damage) = damage(&summary) {
-        notes.insert(
-            0,
-            format!(
-                "DAMAGED: backup {} has {damage}, and so has the restored server: \"leeward show {}\" lists what.",
-                summary.id, summary.id
-            ),
-        );
-    }
+    notes.splice(0..0, damage_note(&summary));
     Ok(RecoveryPlan {
         summary,
         route: choice.route,
@@ -144,6 +113,99 @@ pub(crate) fn choose(
         reserved_timelines: choice.reserved_timelines,
         notes,
     })
+}
+
+/// Chooses a backup to be taken by itself: the one of that id or unique prefix, or for `latest` the newest sound one.
+/// Returns what a person should know as well.
+///
+/// # Errors
+/// [`ErrorKind::Damaged`] where none is sound; those of the store.
+pub(crate) fn choose_alone(
+    cluster: &Cluster,
+    wanted: &str,
+) -> Result<(BackupSummary, Vec<String>)> {
+    if wanted != "latest" {
+        let summary = cluster.resolve(wanted)?;
+        let notes = damage_note(&summary).into_iter().collect();
+        return Ok((summary, notes));
+    }
+    let Backups {
+        mut sound,
+        unreadable,
+    } = cluster.backups()?;
+    if sound.is_empty() {
+        return Err(none_can_be_read(cluster, &unreadable));
+    }
+    let Some(at) = sound.iter().rposition(|one| damage(one).is_none()) else {
+        return Err(Error::new(
+            ErrorKind::Damaged,
+            format!(
+                "all backups have damaged pages or missing files: {}",
+                listed(sound.iter().rev().map(|one| &one.id))
+            ),
+        )
+        .hint("Name one to take it with its damage; \"leeward show\" lists that."));
+    };
+    let passed_over = sound.split_off(at + 1);
+    let Some(summary) = sound.pop() else {
+        return Err(none_can_be_read(cluster, &unreadable));
+    };
+    let mut notes = unread_and_newer(&unreadable, &summary);
+    notes.extend(
+        passed_over
+            .iter()
+            .map(|damaged| passed_over_note(&damaged.id)),
+    );
+    Ok((summary, notes))
+}
+
+fn none_can_be_read(cluster: &Cluster, unreadable: &[(BackupId, RepositoryError)]) -> Error {
+    match unreadable {
+        [(id, error)] => Error::new(
+            ErrorKind::Damaged,
+            format!("backup {id} cannot be read: {error}"),
+        ),
+        [.., (newest, error)] => Error::new(
+            ErrorKind::Damaged,
+            format!(
+                "none of the backups can be read: {}",
+                listed(unreadable.iter().map(|(id, _)| id))
+            ),
+        )
+        .hint(format!("Of {newest}: {error}.")),
+        // Says that there is none.
+        [] => cluster.resolve("latest").map_or_else(Error::from, |_| {
+            Error::failed("the backups changed while they were looked at")
+        }),
+    }
+}
+
+fn unread_and_newer(
+    unreadable: &[(BackupId, RepositoryError)],
+    chosen: &BackupSummary,
+) -> Vec<String> {
+    unreadable
+        .iter()
+        .filter(|(id, _)| id.as_str() > chosen.id.as_str())
+        .map(|(id, error)| {
+            format!("Backup {id} is newer and was passed over, since it cannot be read: {error}.")
+        })
+        .collect()
+}
+
+fn damage_note(summary: &BackupSummary) -> Option<String> {
+    damage(summary).map(|damage| {
+        format!(
+            "DAMAGED: backup {} has {damage}, and so has what is made of it: \"leeward show {}\" lists what.",
+            summary.id, summary.id
+        )
+    })
+}
+
+fn passed_over_note(damaged: &BackupId) -> String {
+    format!(
+        "Backup {damaged} is newer and was passed over, since it has damaged pages or missing files: \"leeward show {damaged}\" lists them."
+    )
 }
 
 /// What recovery of a backup from its own WAL alone needs.
@@ -327,12 +389,7 @@ impl Choosing<'_> {
         self.unnamed(path, true)
             .into_iter()
             .find(|damaged| damaged.stop > chosen.stop && damaged.stop <= stop)
-            .map(|damaged| {
-                format!(
-                    "Backup {} is newer and was passed over, since it has damaged pages: \"leeward show {}\" lists them.",
-                    damaged.id, damaged.id
-                )
-            })
+            .map(|damaged| passed_over_note(&damaged.id))
     }
 
     /// Recovery to the end of WAL, from the newest backup that leads there.

@@ -72,6 +72,19 @@ fn a_sound_backup_is_taken_before_a_newer_damaged_one() {
 }
 
 #[test]
+fn the_newest_sound_backup_is_exported() {
+    let world = damaged_behind_a_sound_one();
+    let outcome = world.export_stream(Vec::new()).expect("exported");
+    assert_eq!(outcome.summary.id.as_str(), BACKUP);
+    let error = none_sound()
+        .export_stream(Vec::new())
+        .expect_err("no sound backup");
+    assert_eq!(error.kind(), ErrorKind::Damaged);
+    let words = error.to_string();
+    assert!(words.contains(SECOND) && words.contains(THIRD), "{words}");
+}
+
+#[test]
 fn a_damaged_backup_is_taken_by_its_name_alone() {
     let world = damaged_behind_a_sound_one();
     for name in [THIRD, "20261124"] {

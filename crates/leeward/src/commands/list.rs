@@ -15,9 +15,11 @@ use crate::{json, output, units};
 
 pub fn run(global: &Global, config: &Config) -> Result<ExitCode, Failure> {
     let clusters = catalog::list(&config.store()?, config.cluster.as_deref())?;
+    // What another user has closed to this one is told, and is not damaged by that.
     let damaged = clusters
         .iter()
-        .any(|cluster| !cluster.backups.unreadable.is_empty());
+        .flat_map(|cluster| &cluster.backups.unreadable)
+        .any(|(_, error)| !error.is_closed());
     if global.json {
         let clusters: Vec<_> = clusters
             .iter()

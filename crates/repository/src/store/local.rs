@@ -343,11 +343,15 @@ impl Store for LocalStore {
             if !entry.is_folder || folder(&entry.name).is_err() {
                 continue;
             }
-            // An object store has no empty folders, so neither have we.
+            // An object store has no empty folders, so neither have we. One that is closed to us is somebody's.
             let below = visit(&place.join(&entry.name), &entry.name, &mut |_| {
                 ControlFlow::Break(())
-            })?;
-            if below.is_break() {
+            });
+            let is_empty = match below {
+                Err(StoreError::PermissionDenied { .. }) => false,
+                below => below?.is_continue(),
+            };
+            if !is_empty {
                 if names.len() == LISTED_OBJECTS_LIMIT {
                     return Err(too_many(&self.location, prefix, "folders", names.len()));
                 }

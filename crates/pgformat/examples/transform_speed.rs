@@ -1,5 +1,5 @@
 //! How fast pages are judged, on one core, with everything in the processor's cache:
-//! `cargo run --release -p leeward-pgformat --example page_speed`.
+//! `cargo run --release -p leeward-pgformat --example transform_speed`.
 #![expect(clippy::print_stdout, reason = "a program for the terminal")]
 
 use std::hint::black_box;
