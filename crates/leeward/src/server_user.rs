@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use leeward_engine::error::{Error, ErrorKind, Result};
-use leeward_postgres::server_user::{ServerUser, is_root};
+use leeward_postgres::server_user::{ServerUser, can_become_others};
 use leeward_repository::url::RepositoryUrl;
 use rustix::fs::{Access, access};
 
@@ -18,7 +18,7 @@ use crate::restore_command::quoted;
 /// When the directory is root's, which no server accepts, the system refuses, or that user cannot use the repository.
 pub fn work_as_owner_of(pgdata: &Path, repository: &RepositoryUrl) -> Result<()> {
     // What is wrong with a directory that is not there is told by whoever opens it.
-    let (true, Ok(metadata)) = (is_root(), std::fs::metadata(pgdata)) else {
+    let (true, Ok(metadata)) = (can_become_others(), std::fs::metadata(pgdata)) else {
         return Ok(());
     };
     if metadata.uid() == 0 {
@@ -39,7 +39,7 @@ pub fn work_as_owner_of(pgdata: &Path, repository: &RepositoryUrl) -> Result<()>
 /// # Errors
 /// As [`work_as_owner_of`].
 pub fn work_as_owner_of_folder(file: &Path, repository: &RepositoryUrl) -> Result<()> {
-    if !is_root() {
+    if !can_become_others() {
         return Ok(());
     }
     let folder = match file.parent() {
@@ -61,7 +61,7 @@ pub fn work_as_owner_of_repository(repository: &RepositoryUrl) -> Result<()> {
         return Ok(());
     };
     match std::fs::metadata(path) {
-        Ok(metadata) if is_root() && metadata.uid() != 0 => {
+        Ok(metadata) if can_become_others() && metadata.uid() != 0 => {
             become_owner(path, &metadata, repository)
         }
         _ => Ok(()),
@@ -169,6 +169,8 @@ fn unusable(folder: &Path, depth: u32) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use leeward_postgres::server_user::is_root;
 
     use std::fs;
     use std::os::unix::fs::PermissionsExt;

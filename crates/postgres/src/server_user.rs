@@ -163,6 +163,24 @@ pub fn is_mapped(uid: u32) -> bool {
     fs::read_to_string("/proc/self/uid_map").map_or(true, |map| is_in(&map, uid))
 }
 
+/// Whether this thread is root's and can become somebody else. In a user namespace of one user it cannot: there root is that
+/// user, and gains nothing.
+#[must_use]
+pub fn can_become_others() -> bool {
+    // Without the file there are no namespaces.
+    is_root() && fs::read_to_string("/proc/self/uid_map").map_or(true, |map| has_others(&map))
+}
+
+/// Whether the text of `/proc/self/uid_map` names more users than root.
+fn has_others(map: &str) -> bool {
+    let mut users = 0;
+    for line in map.lines() {
+        let count = line.split_whitespace().nth(2).map(str::parse::<u64>);
+        users += count.and_then(Result::ok).unwrap_or(0);
+    }
+    users > 1
+}
+
 /// Looks into the text of `/proc/self/uid_map`: for each range its first number here, outside, and how many.
 fn is_in(map: &str, uid: u32) -> bool {
     map.lines().any(|line| {
@@ -231,6 +249,7 @@ mod tests {
         let rootless = "0 1000 1\n1 100000 65536\n";
         assert!(is_in(rootless, 112) && is_in(rootless, 65_536) && !is_in(rootless, 65_537));
         assert!(is_mapped(rustix::process::geteuid().as_raw()));
+        assert!(has_others(whole) && has_others(rootless) && !has_others(one));
     }
 
     #[test]
