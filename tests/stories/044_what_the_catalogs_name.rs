@@ -28,7 +28,8 @@ impl<'a> Unmounted<'a> {
     }
 
     fn mount(self) {
-        fs::remove_dir(self.place).expect("nothing was put there");
+        // A server in recovery makes the directories again that it misses (`TablespaceCreateDbspace`, tablespace.c).
+        fs::remove_dir_all(self.place).expect("could not remove a mount point");
         fs::rename(&self.disk, self.place).expect("could not move a directory back");
     }
 }
@@ -149,16 +150,13 @@ fn check(major: u32) {
     );
     leeward.back_up(standby, &[]);
 
-    // A tablespace that is not mounted.
+    // A tablespace that is not mounted: it is named, or a database in it, if the server has made the tablespace's own directory
+    // again meanwhile.
     let unmounted = Unmounted::new(&live);
     leeward
         .backup(standby, &[])
         .expect(exit::FAILED)
-        .expect_words(&[
-            "tablespace \"archive\"",
-            &live.display().to_string(),
-            "Mount",
-        ]);
+        .expect_words(&[&live.display().to_string(), "Mount"]);
     unmounted.mount();
 
     // One that is unmounted while the backup runs, before its turn has come.
@@ -178,7 +176,7 @@ fn check(major: u32) {
     running
         .wait()
         .expect(exit::FAILED)
-        .expect_words(&["tablespace \"archive\"", "was not there to be copied"]);
+        .expect_words(&[&live.display().to_string(), "was not there to be copied"]);
     unmounted.mount();
     assert_eq!(leeward.listed().len(), 1);
 
@@ -192,7 +190,7 @@ fn check(major: u32) {
     leeward
         .backup(standby, &[])
         .expect(exit::FAILED)
-        .expect_words(&["drop the tablespace \"archive\" on the primary"]);
+        .expect_words(&[&live.display().to_string(), "drop the ", "on the primary"]);
     pair.primary.sql("DROP TABLE story.old_orders");
     pair.primary.sql("DROP DATABASE far");
     pair.primary.sql("DROP TABLESPACE archive");

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::server::Server;
 use crate::story::Story;
@@ -52,6 +52,24 @@ impl Clock {
         fs::write(&new, format!("{:+}s\n", self.ahead_seconds.get()))
             .and_then(|()| fs::rename(&new, &self.file))
             .expect("could not set a clock");
+    }
+}
+
+/// Removes what libfaketime left of processes that were killed: a server whose process gets the number of one of them would end
+/// at its start.
+pub(crate) fn remove_leftovers() {
+    for entry in fs::read_dir("/dev/shm").into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let process = name.to_str().and_then(|name| {
+            name.strip_prefix("sem.faketime_sem_")
+                .or_else(|| name.strip_prefix("faketime_shm_"))
+        });
+        if let Some(process) = process
+            && !Path::new("/proc").join(process).exists()
+        {
+            // Another story may be faster.
+            let _ = fs::remove_file(entry.path());
+        }
     }
 }
 

@@ -223,6 +223,9 @@ impl Server {
         command.stdin(Stdio::null()).stdout(log).stderr(errors);
         clean_environment(&mut command);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        if !self.environment.is_empty() {
+            crate::clock::remove_leftovers();
+        }
         self.postmaster = Some(
             command
                 .spawn()
