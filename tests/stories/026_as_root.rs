@@ -16,11 +16,12 @@ use leeward_tests::installation::leeward_program;
 use leeward_tests::judgement::assert_sound;
 use leeward_tests::leeward::{Leeward, exit};
 use leeward_tests::pair::Pair;
+use leeward_tests::s3::{S3Server, environment};
 use leeward_tests::server::{Server, send};
 use leeward_tests::story::{Story, note};
 use rustix::process::{Signal, geteuid};
 
-/// What only root may read.
+/// Text that only root may read.
 const SECRET: &str = "the secret of root, 4711";
 
 /// Root, as the servers' user can ask it for things.
@@ -160,7 +161,7 @@ fn servers(major: u32, root: &Root) {
     }
     assert_owned(&repository, expected);
 
-    // What root began, the server's user goes on with.
+    // The server's user goes on with the repository that root began.
     let leeward = Leeward::new(&story);
     let first = leeward.latest().id();
     leeward.back_up(standby, &[]);
@@ -169,7 +170,7 @@ fn servers(major: u32, root: &Root) {
         .restore(&first, &story.path("restored-by-user"), &[])
         .expect(exit::DONE);
 
-    // Where the server's user cannot write, root is told how to change that.
+    // Root is told how to let the server's user write.
     let closed = story.path("root's");
     root.shell(&format!("install -d -m 755 \"{}\"", text(&closed)));
     let elsewhere = closed.join("repository");
@@ -209,6 +210,22 @@ fn servers(major: u32, root: &Root) {
         text(&repository),
     ])
     .expect(exit::USAGE, &["belongs to root"]);
+
+    // Into a bucket.
+    let s3 = S3Server::start();
+    let variables = environment(&s3.endpoint());
+    let variables: String = variables
+        .iter()
+        .map(|(name, value)| format!("{name}='{value}' "))
+        .collect();
+    root.shell(&format!(
+        "{variables} '{}' backup --pgdata '{}' --repository {}",
+        leeward_program().display(),
+        text(data),
+        s3.repository("as-root")
+    ));
+    let theirs = Leeward::over(&story, &s3.repository("as-root"), &s3.endpoint());
+    assert_eq!(theirs.listed().len(), 1);
 
     // WAL, pushed, fetched and received by hand.
     let wal = data.join("pg_wal");

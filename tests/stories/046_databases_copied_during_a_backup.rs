@@ -94,7 +94,7 @@ fn check(major: u32) {
         ],
     );
 
-    // What recovery can repeat is no reason to fail: copies of what stayed as it was, copies of copies, pages that are in WAL,
+    // Recovery can repeat all this, so it fails no backup: copies of unchanged databases, copies of copies, pages that are in WAL,
     // and databases that are gone at the end, however they were moved before.
     let running = frozen_backup(&leeward, &pair.standby);
     let copy = "CREATE DATABASE copied TEMPLATE shop STRATEGY file_copy";

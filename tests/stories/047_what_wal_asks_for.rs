@@ -105,7 +105,7 @@ fn check(major: u32) {
         "the live server's files are as they were"
     );
 
-    // Where nothing lies there, it is made, and the settings are as high as the WAL asks for.
+    // An absent place is made, and the settings are as high as the WAL asks for.
     primary.stop(Stop::Fast);
     let away = story.path("far away");
     fs::rename(&far, &away).expect("could not move a directory");

@@ -1,5 +1,5 @@
-//! What a copy of a data directory, restored or exported, takes of a manifest. A backup of ours names nothing else; a
-//! manifest that does was made by somebody else, and what it names decides nothing but names inside the copy.
+//! Admission of manifest entries into a copy of a data directory, restored or exported. Leeward's own backups name nothing else; a
+//! manifest that does was made by somebody else, and decides nothing but names inside the copy.
 
 use std::path::{Path, PathBuf};
 
@@ -26,7 +26,7 @@ const DEPTH_LIMIT: usize = 100;
 /// Bytes of the largest file that the usual file systems take.
 const FILE_BYTES_LIMIT: u64 = 16 << 40;
 
-/// What becomes of an entry of a manifest.
+/// The treatment of a manifest entry.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Admission {
     /// It has this place, relative to the data directory.
@@ -66,7 +66,7 @@ pub(crate) fn admit(record: &FileRecord, major: u32) -> Result<Admission> {
         return refuse("the file is too large");
     }
     if record.path.root == Root::DataDirectory
-        && let Some(problem) = tablespace_problem(&place, record, major)
+        && let Some(problem) = tablespace_problem(&place, major)
     {
         return refuse(problem);
     }
@@ -78,12 +78,11 @@ pub(crate) fn admit(record: &FileRecord, major: u32) -> Result<Admission> {
 
 /// Why an entry below `pg_tblspc` cannot be. A location may be shared by clusters of several versions, and each has one
 /// directory in it (`GetDatabasePath` in src/common/relpath.c).
-fn tablespace_problem(place: &Path, record: &FileRecord, major: u32) -> Option<&'static str> {
+fn tablespace_problem(place: &Path, major: u32) -> Option<&'static str> {
     let inside = place.strip_prefix("pg_tblspc").ok()?;
     let mut names = inside.iter();
     let (Some(_), Some(version)) = (names.next(), names.next()) else {
-        let is_file = matches!(record.kind, FileKind::File { .. });
-        return is_file.then_some("a tablespace is not a file");
+        return None;
     };
     let ours = version
         .to_str()
@@ -91,7 +90,7 @@ fn tablespace_problem(place: &Path, record: &FileRecord, major: u32) -> Option<&
     (!ours).then_some("a tablespace holds one directory of this version, and nothing else")
 }
 
-/// Whether a path of the data directory is one of PostgreSQL's own directories or lies in one.
+/// Returns whether a path of the data directory is one of PostgreSQL's own directories or lies in one.
 pub(crate) fn is_of_the_server(place: &Path) -> bool {
     let first = place.iter().next();
     first.is_some_and(|first| is_own_directory(Path::new(first)))
@@ -107,6 +106,11 @@ fn left_out(place: &Path, record: &FileRecord) -> Option<String> {
     let first = place.iter().next()?;
     if first == UNFINISHED || place == Path::new(UNFINISHED_CONTROL_FILE) {
         return Some("what a restore left".to_owned());
+    }
+    let is_file = matches!(record.kind, FileKind::File { .. });
+    if is_file && place.parent() == Some(Path::new("pg_tblspc")) {
+        // PostgreSQL pays no attention to it.
+        return Some("a file among the tablespaces".to_owned());
     }
     let is_inline = matches!(
         record.kind,

@@ -36,9 +36,9 @@ pub enum Event<'a> {
     At(&'a str),
     /// Nothing goes on until somebody else has done something or `left` is over. Told about once a second.
     Waiting {
-        /// What is waited for.
+        /// The thing waited for.
         what: &'a str,
-        /// How long it takes at most.
+        /// The longest time the wait still takes.
         left: Duration,
     },
     /// Something a person should know, as a sentence; the work goes on.

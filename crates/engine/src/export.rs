@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -27,7 +28,8 @@ use crate::configuration::{AUTO, Adoption, Files, adopt_for};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer, Phase};
 use crate::pipeline::{self, Ended, Receiver, Sender, StageResult};
-use crate::recovery::choose::{choose_alone, own_requirements};
+use crate::recovery::choose::own_requirements;
+use crate::recovery::damaged::choose_alone;
 use crate::repository;
 use crate::restore::finish::{check_wal_name, read_wal};
 use crate::restore::requirements::settings_to_raise;
@@ -246,20 +248,38 @@ fn new_archive(folder: &Folder, name: &'static str) -> Result<(ArchiveNames, Arc
     if directory.look(OsStr::new(name)).map_err(failed)?.is_some() {
         return Err(folder.taken(name));
     }
-    let lock = |file: &File| match flock(file, FlockOperation::NonBlockingLockExclusive) {
-        Err(Errno::WOULDBLOCK) => Err(Error::new(
-            ErrorKind::Refused,
-            format!("another export writes \"{}\"", path.display()),
-        )
-        .hint("Wait for its end or export into another directory.")),
-        locked => locked.map_err(|e| failed(e.into())),
+    let another = || {
+        let problem = format!("another export writes \"{}\"", path.display());
+        Error::new(ErrorKind::Refused, problem)
+            .hint("Wait for its end or export into another directory.")
     };
-    if directory.look(partial).map_err(failed)?.is_some() {
-        lock(&directory.open_to_write(partial).map_err(failed)?)?;
-        directory.remove_file(partial).map_err(failed)?;
-    }
-    let file = directory.create(partial, 0o600).map_err(failed)?;
+    // A lock counts only on the file that has the name: another export may have replaced it before this lock.
+    let lock = |file: &File| -> Result<()> {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => return Err(another()),
+            locked => locked.map_err(|e| failed(e.into()))?,
+        }
+        let locked = file.metadata().map_err(failed)?;
+        let named = directory.look(partial).map_err(failed)?;
+        let is_named = named.is_some_and(|named| named.place == (locked.dev(), locked.ino()));
+        if is_named { Ok(()) } else { Err(another()) }
+    };
+    let leftover = match directory.look(partial).map_err(failed)? {
+        Some(_) => {
+            let file = directory.open_to_write(partial).map_err(failed)?;
+            lock(&file)?;
+            directory.remove_file(partial).map_err(failed)?;
+            Some(file)
+        }
+        None => None,
+    };
+    let file = match directory.create(partial, 0o600) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(another()),
+        created => created.map_err(failed)?,
+    };
     lock(&file)?;
+    // The old lock is held until the new one is.
+    drop(leftover);
     let archive = archive(file)?;
     Ok((names, archive))
 }
@@ -297,7 +317,7 @@ struct Export<'a> {
     observe: Observer<'a>,
 }
 
-/// What the reading stage hands to the one that writes.
+/// An item that the reading stage hands to the writing stage.
 enum Item {
     /// A file and its place in the archive.
     File(FileRecord, PathBuf),

@@ -139,7 +139,7 @@ pub(crate) struct Packs<'a> {
     backup: &'a leeward_repository::backup_id::BackupId,
     sources: &'a [Source],
     open: HashMap<(u16, u32), Arc<Pack>>,
-    /// What their indexes take.
+    /// The memory of their indexes.
     open_bytes: usize,
 }
 

@@ -24,7 +24,7 @@ pub(crate) enum Ended {
     Failed(Error),
 }
 
-/// What a stage returns.
+/// The result of a stage.
 pub(crate) type StageResult<T> = std::result::Result<T, Ended>;
 
 impl<E: Into<Error>> From<E> for Ended {
@@ -39,7 +39,7 @@ enum Failure {
     Panic(Box<dyn Any + Send>),
 }
 
-/// What all threads of a pipeline share.
+/// The state that all threads of a pipeline share.
 #[derive(Debug)]
 struct Signal {
     failure: Mutex<Option<Failure>>,
@@ -228,7 +228,7 @@ impl<T> Clone for Receiver<T> {
     }
 }
 
-/// What a wait with a deadline brought.
+/// The outcome of a wait with a deadline.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Next<T> {
     /// An item.

@@ -18,7 +18,7 @@ fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> std:
     ended.recv_timeout(PATIENCE).expect("it ends")
 }
 
-/// What a stage does after a few items.
+/// The way a stage ends after a few items.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     Goes,

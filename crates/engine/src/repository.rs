@@ -58,9 +58,9 @@ pub(crate) fn open(store: &Arc<dyn Store>, name: Option<&str>) -> Result<Cluster
 /// The store as commands that write use it.
 #[derive(Clone, Debug)]
 pub(crate) struct Writable {
-    /// Where it ignores the conditions of writes, it looks before and after them in their place.
+    /// A store that ignores the conditions of writes is wrapped: it compares before and after each write.
     pub store: Arc<dyn Store>,
-    /// Whether it honors the conditions of writes.
+    /// The store honors the conditions of writes.
     pub conditional_writes: bool,
 }
 

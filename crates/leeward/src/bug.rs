@@ -1,4 +1,4 @@
-//! What happens when the program meets a mistake of its own: one line that says where, and an exit code like any failure's.
+//! Panics: one line that says where, and an exit code like any failure's.
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::panic::{AssertUnwindSafe, PanicHookInfo};

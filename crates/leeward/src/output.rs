@@ -1,4 +1,4 @@
-//! Where words go: data to standard output, everything for people to standard error. Text from outside (names, paths, messages
+//! Output: data to standard output, everything for people to standard error. Text from outside (names, paths, messages
 //! of servers and stores, a repository's JSON) is escaped on its way.
 
 use std::borrow::Cow;

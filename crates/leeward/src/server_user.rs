@@ -17,7 +17,7 @@ use crate::restore_command::quoted;
 /// # Errors
 /// When the directory is root's, which no server accepts, the system refuses, or that user cannot use the repository.
 pub fn work_as_owner_of(pgdata: &Path, repository: &RepositoryUrl) -> Result<()> {
-    // What is wrong with a directory that is not there is told by whoever opens it.
+    // A directory that is not there is reported by the code that opens it.
     let (true, Ok(metadata)) = (can_become_others(), std::fs::metadata(pgdata)) else {
         return Ok(());
     };

@@ -58,7 +58,7 @@ pub struct WalScanner {
     /// The first complete record from some LSN on is wanted, and its bounds once it was seen.
     wanted: Option<Lsn>,
     found: Option<Range<Lsn>>,
-    /// Where it is to be known which directories change.
+    /// The changes of directories, when they are asked for.
     changes: Option<DirectoryChanges>,
 }
 

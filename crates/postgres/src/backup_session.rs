@@ -19,10 +19,10 @@ use crate::server_facts::{Role, ServerFacts, read_replay_state};
 /// Longest wait for the queries that only look.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How long `pg_backup_start` may take: its restartpoint or checkpoint writes every dirty page of shared buffers.
+/// The deadline of `pg_backup_start`: its restartpoint or checkpoint writes every dirty page of shared buffers.
 const START_PATIENCE: Duration = Duration::from_secs(3600);
 
-/// How long `pg_backup_stop` may take, which waits for no archiving.
+/// The deadline of `pg_backup_stop`, which waits for no archiving.
 const STOP_PATIENCE: Duration = Duration::from_secs(600);
 
 /// SQLSTATE of "object not in prerequisite state" (`errcodes.txt`).

@@ -18,7 +18,7 @@ use crate::target::ConnectTarget;
 /// How long a cancel request, and then the answer to it, may take.
 const CANCEL_PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long a statement without a deadline of its own may take: all of them ask for a few rows.
+/// The deadline of statements without one of their own: all of them ask for a few rows.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Makes a session behave the same on every server, whatever its `postgresql.conf`, `ALTER ROLE` and `ALTER DATABASE`

@@ -3,18 +3,18 @@ use std::os::unix::fs::symlink;
 
 use super::*;
 
-fn name(text: &str) -> &OsStr {
+pub(super) fn name(text: &str) -> &OsStr {
     OsStr::new(text)
 }
 
 /// A directory of links and files, beside a victim that no call may touch.
-struct Scene {
-    folder: tempfile::TempDir,
-    inside: Directory,
+pub(super) struct Scene {
+    pub(super) folder: tempfile::TempDir,
+    pub(super) inside: Directory,
 }
 
 impl Scene {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let folder = tempfile::tempdir().expect("a directory");
         let path = folder.path();
         fs::create_dir_all(path.join("inside/deep")).expect("a directory");

@@ -155,7 +155,7 @@ impl Drop for Acting {
     }
 }
 
-/// Whether this process can act as a user of this number. In a user namespace root may be one user under another name,
+/// Returns whether this process can act as a user of this number. In a user namespace root may be one user under another name,
 /// with the rights of that user alone.
 #[must_use]
 pub fn is_mapped(uid: u32) -> bool {
@@ -163,7 +163,7 @@ pub fn is_mapped(uid: u32) -> bool {
     fs::read_to_string("/proc/self/uid_map").map_or(true, |map| is_in(&map, uid))
 }
 
-/// Whether this thread is root's and can become somebody else. In a user namespace of one user it cannot: there root is that
+/// Returns whether this thread is root's and can become somebody else. In a user namespace of one user it cannot: there root is that
 /// user, and gains nothing.
 #[must_use]
 pub fn can_become_others() -> bool {
@@ -171,7 +171,7 @@ pub fn can_become_others() -> bool {
     is_root() && fs::read_to_string("/proc/self/uid_map").map_or(true, |map| has_others(&map))
 }
 
-/// Whether the text of `/proc/self/uid_map` names more users than root.
+/// Returns whether the text of `/proc/self/uid_map` names more users than root.
 fn has_others(map: &str) -> bool {
     let mut users = 0;
     for line in map.lines() {

@@ -19,7 +19,7 @@ pub const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Where distributions put the socket; the bundled libpq itself looks into `/tmp` only (`pg_config_manual.h`).
 const SOCKET_DIRECTORIES: [&str; 2] = ["/var/run/postgresql", "/tmp"];
 
-/// What libpq reads in the home directory (`fe-connect.c`, `fe-secure-openssl.c`).
+/// The files that libpq reads in the home directory (`fe-connect.c`, `fe-secure-openssl.c`).
 const HOME_FILES: [(&str, &str); 5] = [
     ("passfile", ".pgpass"),
     ("sslcert", ".postgresql/postgresql.crt"),

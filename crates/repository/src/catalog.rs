@@ -320,8 +320,7 @@ impl Cluster {
         let mut bytes = 0;
         let owner = self.owner()?;
         for id in self.folders()? {
-            let read = self.backup_and_length(&id);
-            match read.and_then(|(summary, length)| Ok((self.owned(summary, owner)?, length))) {
+            match self.owned(&id, owner) {
                 Ok((summary, length)) => {
                     bytes += length;
                     if bytes > SUMMARIES_BYTES_LIMIT {
@@ -396,8 +395,12 @@ impl Cluster {
         }
     }
 
-    /// Whose backups these are; `None` where nothing says so. Who writes meets that.
-    fn owner(&self) -> Result<Option<SystemIdentifier>, RepositoryError> {
+    /// Returns the cluster that the backups must be of; `None` where `cluster.json` cannot be read, which every writing
+    /// command refuses.
+    ///
+    /// # Errors
+    /// Those of the store.
+    pub fn owner(&self) -> Result<Option<SystemIdentifier>, RepositoryError> {
         match self.file() {
             Ok(file) => Ok(file.map(|file| file.system_identifier)),
             Err(error) if error.is_about_one_object() => Ok(None),
@@ -405,22 +408,33 @@ impl Cluster {
         }
     }
 
-    /// Refuses a backup that somebody copied here from another cluster.
-    fn owned(
+    /// Returns the summary of a backup, which must be of `owner`.
+    ///
+    /// # Errors
+    /// Those of [`Cluster::backup`], [`RepositoryError::ForeignBackup`].
+    pub fn owned_backup(
         &self,
-        summary: BackupSummary,
+        id: &BackupId,
         owner: Option<SystemIdentifier>,
     ) -> Result<BackupSummary, RepositoryError> {
+        self.owned(id, owner).map(|(summary, _)| summary)
+    }
+
+    fn owned(
+        &self,
+        id: &BackupId,
+        owner: Option<SystemIdentifier>,
+    ) -> Result<(BackupSummary, usize), RepositoryError> {
+        let (summary, length) = self.backup_and_length(id)?;
         match owner {
-            Some(owner) if owner != summary.system_identifier => {
-                let problem = format!(
-                    "it is of the cluster with system identifier {}, and this folder is of {owner}",
-                    summary.system_identifier
-                );
-                let key = layout::summary(&self.name, &summary.id)?;
-                Err(RepositoryError::damaged(&key, "text", problem))
+            Some(recorded) if recorded != summary.system_identifier => {
+                Err(RepositoryError::ForeignBackup {
+                    object: layout::summary(&self.name, id)?.to_string(),
+                    recorded,
+                    found: summary.system_identifier,
+                })
             }
-            _ => Ok(summary),
+            _ => Ok((summary, length)),
         }
     }
 
@@ -433,11 +447,11 @@ impl Cluster {
         let owner = self.owner()?;
         if wanted == "latest" {
             for id in self.folders()?.into_iter().rev() {
-                match self.backup(&id) {
-                    Ok(summary)
-                        if owner.is_some_and(|owner| owner != summary.system_identifier) => {}
+                match self.owned_backup(&id, owner) {
                     Ok(summary) => return Ok(summary),
-                    Err(RepositoryError::NoBackup { .. }) => {}
+                    Err(
+                        RepositoryError::NoBackup { .. } | RepositoryError::ForeignBackup { .. },
+                    ) => {}
                     Err(error) if error.is_closed() => {}
                     Err(error) => return Err(error),
                 }
@@ -453,9 +467,7 @@ impl Cluster {
         }
         match candidates.as_slice() {
             [] => Err(self.no_backup(wanted)),
-            [id] => self
-                .backup(id)
-                .and_then(|summary| self.owned(summary, owner)),
+            [id] => self.owned_backup(id, owner),
             several => Err(RepositoryError::AmbiguousBackup {
                 wanted: wanted.to_owned(),
                 candidates: several.iter().rev().map(ToString::to_string).collect(),
@@ -492,7 +504,7 @@ impl Cluster {
             match exists(&*self.store, &layout::summary(&self.name, &id)?) {
                 Ok(true) => {}
                 Ok(false) => unfinished.push(id),
-                // What another user has closed to us is not ours to judge.
+                // A folder that another user has closed to this one may be finished.
                 Err(error) if error.is_closed() => {}
                 Err(error) => return Err(error),
             }

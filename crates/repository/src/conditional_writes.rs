@@ -1,4 +1,4 @@
-//! Whether a store honors the conditions of writes, and what takes their place where it does not.
+//! Probing of whether a store honors the conditions of writes, and the comparisons that replace them where it does not.
 //!
 //! Everything that must not be overwritten is created on the condition that its name is free, and everything that changes is
 //! replaced on the condition that it is the version read before. Some stores take such a request and ignore its condition.
@@ -19,9 +19,9 @@ use crate::store::{Key, ObjectInfo, ObjectVersion, RemoteProblem, Store, StoreEr
 use crate::summary::FORMAT_VERSION;
 use crate::url::RepositoryUrl;
 
-/// How long a probe's answer is believed.
+/// The time for which a probe's answer is believed.
 const BELIEVED_FOR: SignedDuration = SignedDuration::from_hours(24);
-/// How far ahead the clock may be of the host that probed.
+/// The most by which the clock of the probing host may be ahead.
 const CLOCKS_DIFFER_BY: SignedDuration = SignedDuration::from_mins(5);
 /// As much of an object's end is compared. Every object that is created on condition ends with a hash of all its bytes.
 const COMPARED_BYTES: u64 = 64 << 10;
@@ -111,7 +111,7 @@ fn probe_with(store: &dyn Store, key: &Key) -> Result<bool, StoreError> {
 
 /// A store that ignores the conditions of writes, with a look before and a comparison after each write in their place.
 ///
-/// What was there before a write began is never overwritten. Of two writers that write different content under one name at
+/// An object that was there before a write began is never overwritten. Of two writers that write different content under one name at
 /// the same time, each looks after its write whether its content is there: a writer whose content was replaced by then gets
 /// the error that the condition would have given. One whose content is replaced later does not notice.
 #[derive(Debug)]
@@ -146,7 +146,7 @@ impl ComparingStore {
         }
     }
 
-    /// Whether an object has the size and the end of `content`.
+    /// Returns whether an object has the size and the end of `content`.
     fn holds(&self, key: &Key, content: &Bytes) -> Result<bool, StoreError> {
         let size = content.len() as u64;
         let begin = size.saturating_sub(COMPARED_BYTES);

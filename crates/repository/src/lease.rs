@@ -132,16 +132,16 @@ impl LeaseError {
 /// A wait for the holder of a lease that may be dead.
 #[derive(Debug)]
 pub struct LeaseWait<'a> {
-    /// Who holds it; `None` when its record cannot be read.
+    /// The holder; `None` when its record cannot be read.
     pub holder: Option<&'a Holder>,
     /// After so much more time it is taken over, unless it is renewed.
     pub left: Duration,
 }
 
-/// Who is told of waits.
+/// The function that is told of waits.
 pub type LeaseObserver<'a> = &'a dyn Fn(&LeaseWait<'_>);
 
-/// How often it is looked whether a lease is renewed, and told how long the wait still is.
+/// The interval at which a lease is checked for renewal, and the rest of the wait is told.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The right to work on a cluster. Renewed in the background; released when dropped.

@@ -285,7 +285,7 @@ impl PackIndex {
         }
     }
 
-    /// How much memory it takes, about, in bytes.
+    /// Returns about how much memory it takes, in bytes.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
         let files: usize = self.files.iter().map(|file| 64 + file.path.len()).sum();

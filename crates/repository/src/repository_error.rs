@@ -61,6 +61,18 @@ pub enum RepositoryError {
         /// The server's.
         found: SystemIdentifier,
     },
+    /// A backup of another cluster, whose folder somebody copied here.
+    #[error(
+        "object \"{object}\" is of the cluster with system identifier {found}, and this folder is of {recorded}"
+    )]
+    ForeignBackup {
+        /// The summary's key.
+        object: String,
+        /// The system identifier in `cluster.json`.
+        recorded: SystemIdentifier,
+        /// The backup's.
+        found: SystemIdentifier,
+    },
     /// Nothing has been backed up under this name.
     #[error("no cluster \"{cluster}\" in the repository")]
     NoCluster {
@@ -197,13 +209,13 @@ impl RepositoryError {
         )
     }
 
-    /// Whether the error is about one object, and not about reaching the store: what does not need the object goes on.
+    /// Returns whether the error is about one object, and not about reaching the store: commands that do not need the object go on.
     #[must_use]
     pub fn is_about_one_object(&self) -> bool {
         self.is_damage() || self.is_closed() || matches!(self, RepositoryError::NewerFormat { .. })
     }
 
-    /// Whether this user may not read the object: another one made it, or the store keeps it in an archive tier.
+    /// Returns whether this user may not read the object: another one made it, or the store keeps it in an archive tier.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         let RepositoryError::Store(error) = self else {
@@ -223,7 +235,7 @@ impl RepositoryError {
     #[must_use]
     pub fn is_damage(&self) -> bool {
         match self {
-            Self::Damaged { .. } | Self::WalDamaged { .. } => true,
+            Self::Damaged { .. } | Self::WalDamaged { .. } | Self::ForeignBackup { .. } => true,
             Self::Store(error) => matches!(
                 **error,
                 StoreError::Truncated { .. }

@@ -118,10 +118,10 @@ impl BackupSummary {
         WalSegmentSize::new(u32::try_from(self.wal.segment_size_bytes).ok()?)
     }
 
-    /// Whether its WAL may be gone along, segment by segment: the bounds of every loop over a backup's WAL.
+    /// Checks the bounds of the backup's WAL, so that a loop over its segments ends.
     ///
     /// # Errors
-    /// What is wrong, in words.
+    /// The problem, in words.
     pub(crate) fn check_wal(&self) -> Result<(), String> {
         let size = self.wal_segment_size().ok_or_else(|| {
             format!(

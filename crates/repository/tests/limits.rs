@@ -13,6 +13,7 @@ use leeward_repository::hash::Hash;
 use leeward_repository::layout;
 use leeward_repository::store::memory::{Action, Fault, FaultPoint, MemoryStore};
 use leeward_repository::store::{Key, ObjectInfo, ObjectVersion, Store, StoreError, Upload};
+use leeward_repository::summary::BackupSummary;
 use leeward_repository::url::RepositoryUrl;
 use leeward_repository::wal_archive::WalArchive;
 use leeward_repository::wal_object::{WalFacts, read_history_object, write_wal_object};
@@ -207,14 +208,19 @@ fn backup(cluster: &Cluster) -> leeward_repository::summary::BackupSummary {
         .store(cluster, &wal)
 }
 
+/// The place of a summary, and its text.
+fn stored_summary(memory: &MemoryStore, summary: &BackupSummary) -> (Key, String) {
+    let place = layout::summary("main", &summary.id).expect("a key");
+    let text = memory.objects()[&place].to_vec();
+    (place, String::from_utf8(text).expect("text"))
+}
+
 #[test]
 fn the_wal_of_a_summary_is_checked_before_it_is_gone_along() {
     let memory = MemoryStore::bucket();
     let cluster = cluster(&memory);
     let summary = backup(&cluster);
-    let place = layout::summary("main", &summary.id).expect("a key");
-    let text = memory.objects()[&place].to_vec();
-    let text = String::from_utf8(text).expect("text");
+    let (place, text) = stored_summary(&memory, &summary);
     assert!(cluster.backup(&summary.id).is_ok());
     let history = |count: usize| {
         let names: Vec<String> = (0..count)
@@ -268,9 +274,7 @@ fn all_summaries_together_have_a_limit() {
     let memory = MemoryStore::bucket();
     let cluster = cluster(&memory);
     let summary = backup(&cluster);
-    let place = layout::summary("main", &summary.id).expect("a key");
-    let text = memory.objects()[&place].to_vec();
-    let text = String::from_utf8(text).expect("text");
+    let (_, text) = stored_summary(&memory, &summary);
     let long = "x".repeat(7 << 20);
     for number in 0..19 {
         let id = format!("20261122T0230{number:02}Z-k7q2");

@@ -293,7 +293,7 @@ fn pipes_and_devices_are_no_objects() {
     assert_eq!(list_all(&store, "").expect("listed"), []);
 }
 
-/// Whether the folders of the store can be opened, and so be synced, or only be written to.
+/// Lets the folders of the store be opened, and so be synced, or only be written to.
 fn let_open(folder: &Path, open: bool) {
     let mode = if open { 0o700 } else { 0o300 };
     std::fs::set_permissions(folder, Permissions::from_mode(mode)).expect("the mode is set");

@@ -25,13 +25,13 @@ use crate::error::{Error, Result};
 use crate::event::{Event, Observer};
 use crate::pipeline::{self, Next, Receiver, StageResult};
 
-/// How often the server is asked where it is, and whether it is still what it was.
+/// The interval at which the server's position and identity are checked.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Copiers at most, whatever the number of cores: each holds up to 11 MiB.
 const MAX_COPIERS: usize = 16;
 
-/// What is copied, and where to.
+/// The source of a copy, and its destination.
 pub(super) struct Copying<'a> {
     pub store: &'a dyn Store,
     pub cluster: &'a str,
@@ -46,7 +46,7 @@ pub(super) struct Copying<'a> {
     pub observe: Observer<'a>,
 }
 
-/// What the copying left behind for the rest of the backup.
+/// The results of copying that the rest of the backup needs.
 pub(super) struct Pages {
     pub collected: Collected,
     pub after: Position,

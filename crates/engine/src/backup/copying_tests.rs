@@ -89,7 +89,7 @@ impl World {
     }
 }
 
-/// What came of a copy: a panic, or its result. One that does not end fails the test.
+/// Returns the result of a copy, or its panic. A copy that does not end fails the test.
 fn in_time<T: Send + 'static>(
     what: &str,
     copy: impl FnOnce() -> T + Send + 'static,

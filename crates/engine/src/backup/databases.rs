@@ -35,7 +35,7 @@ pub(super) enum LossReason {
     SourceChanged(Lsn),
 }
 
-/// Whether a record makes or removes a database's directory.
+/// Returns whether a record makes or removes a database's directory.
 pub(super) const fn concerns(event: &WalEvent) -> bool {
     matches!(
         event,
@@ -45,7 +45,7 @@ pub(super) const fn concerns(event: &WalEvent) -> bool {
     )
 }
 
-/// Whether a record copies a database file by file.
+/// Returns whether a record copies a database file by file.
 pub(super) const fn is_copy(event: &WalEvent) -> bool {
     matches!(event, WalEvent::DatabaseCopy { .. })
 }
@@ -79,7 +79,11 @@ pub(super) fn lost_copy(
                     database: *database,
                     tablespace: *tablespace,
                 };
-                let changed = (changes.get(&source).copied())
+                // In any directory of it: a table dropped from one is told by the change of the catalog in another.
+                let changed = (changes.iter())
+                    .filter(|(directory, _)| directory.database == source.database)
+                    .map(|(_, change)| *change)
+                    .max()
                     .filter(|change| change > begin)
                     .map(LossReason::SourceChanged);
                 let reason = if logged.contains(&source) {
@@ -227,11 +231,14 @@ mod tests {
         let made = [copy(AT_HOME, COPIED, 100)];
         let shop = directory(SHOP, DEFAULT);
         assert_eq!(lost(&made, &[], &[]), None);
-        // What changed before is in WAL, and what changed in the copy is too.
+        // Earlier changes are in WAL, and so are changes of the copy.
         assert_eq!(lost(&made, &[(shop, 99)], &[]), None);
         assert_eq!(lost(&made, &[(directory(COPY, DEFAULT), 500)], &[]), None);
-        // So is what changed in another directory of that database.
-        assert_eq!(lost(&made, &[(directory(SHOP, FAR), 500)], &[]), None);
+        // A table dropped from this directory may be told by the catalog in another one.
+        assert_eq!(
+            lost(&made, &[(directory(SHOP, FAR), 500)], &[]),
+            Some((COPY, 100, LossReason::SourceChanged(Lsn(500))))
+        );
         assert_eq!(
             lost(&made, &[(shop, 101)], &[]),
             Some((COPY, 100, LossReason::SourceChanged(Lsn(101))))

@@ -16,7 +16,7 @@ use crate::pipeline::Sender;
 /// How long a copier waits for the session to say how far the primary's WAL reaches.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 
-/// What the thread that holds the session is told.
+/// A message to the thread that holds the session.
 #[derive(Debug)]
 pub(super) enum Word {
     /// Somebody asks how far the WAL reaches.

@@ -138,7 +138,7 @@ struct Segment {
     needed: bool,
 }
 
-/// What was stored.
+/// The WAL objects stored with a backup.
 pub(super) struct StoredWal {
     /// The objects, in the order of their names.
     pub records: Vec<WalRecord>,
@@ -209,7 +209,7 @@ pub(super) fn directory_changes(
     Ok(scanner.directory_changes().cloned().unwrap_or_default())
 }
 
-/// What one segment tells that recovery goes along.
+/// The events of one segment that recovery replays.
 struct ToldSegment {
     begin: Lsn,
     major: Option<MajorVersion>,
@@ -412,7 +412,7 @@ struct WalkedSegment {
     scanner: WalScanner,
     needed: bool,
     damage: Option<WalDamage>,
-    /// What was told of databases.
+    /// The records that make, copy or remove databases.
     events: Vec<WalEvent>,
 }
 

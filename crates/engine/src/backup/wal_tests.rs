@@ -1,4 +1,4 @@
-//! What the WAL of a backup tells of databases, over the border of segments too.
+//! Database records in a backup's WAL, those that cross a segment border too.
 
 use leeward_fixtures::{SYSTEM_IDENTIFIER, Wal};
 use leeward_pgformat::Oid;
@@ -45,7 +45,7 @@ fn copies_and_changes_are_told_wherever_the_border_of_a_segment_lies() {
         create_file(&mut wal, 5);
         wal.filler(2_500_000);
         let (dropped, stop) = wal.record(RM_DBASE, 0x20, 7, &numbers(&[16_384, 1, 1663]));
-        // What is not the backup's any more.
+        // A record behind the backup's stop.
         wal.record(RM_DBASE, 0x20, 7, &numbers(&[16_385, 1, 1663]));
         let segment = size.bytes() as usize;
         wal.bytes

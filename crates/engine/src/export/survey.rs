@@ -36,7 +36,7 @@ pub(super) struct Survey {
     folders: BTreeSet<PathBuf>,
     /// Directories of the archive that have no record of their own.
     pub(super) parents: BTreeSet<PathBuf>,
-    /// What is not in the archive.
+    /// The entries that are not in the archive.
     pub(super) left_out: Several,
     /// The backup's major version of PostgreSQL.
     major: u32,
@@ -101,7 +101,7 @@ impl Survey {
         Ok(())
     }
 
-    /// Where a file lies in the archive; `None` when it is left out.
+    /// Returns a file's path in the archive; `None` when it is left out.
     pub(super) fn place(&self, record: &FileRecord) -> Result<Option<PathBuf>> {
         Ok(match admitted(record, self.major)? {
             Admission::Place(path) => Some(self.place_of(&path)),
@@ -131,8 +131,8 @@ impl Survey {
     }
 }
 
-/// What an archive takes of a manifest: no links but those of tablespaces, since what they lead to is not known where
-/// the archive is extracted.
+/// Returns the treatment of a manifest entry in an archive. No links but those of tablespaces are taken: their targets are
+/// unknown where the archive is extracted.
 fn admitted(record: &FileRecord, major: u32) -> Result<Admission> {
     Ok(match admit(record, major)? {
         Admission::Place(path)

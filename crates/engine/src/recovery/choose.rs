@@ -1,20 +1,17 @@
 //! The choice of a backup and a timeline, from what the repository holds, before anything is written.
 
-use std::path::PathBuf;
-
-use leeward_pgformat::wal_segment::history_file_name;
 use leeward_pgformat::{Lsn, TimelineId};
-use leeward_repository::RepositoryError;
-use leeward_repository::backup_id::BackupId;
 use leeward_repository::catalog::{Backups, Cluster};
 use leeward_repository::summary::BackupSummary;
 
+use super::damaged::{damage_note, listed, none_can_be_read, passed_over_note, unread_and_newer};
 use super::explain::{self, TargetError};
 use super::path::RecoveryPath;
 use super::replay::{Replay, ReplayGoal, ReplayOutcome, Requirements, WalEnd, replay};
 use super::sources::{BackupRange, RecoverySources, segment_size_of};
 use super::target::{RecoveryOptions, RecoveryTarget, StopPoint, TargetAction, TimelineSelection};
 use super::times::all_before;
+use super::unknown_timelines::{UnknownTimelines, push_history};
 use super::wal_reader::{ArchiveWalReader, WalReader};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -113,99 +110,6 @@ pub(crate) fn choose(
         reserved_timelines: choice.reserved_timelines,
         notes,
     })
-}
-
-/// Chooses a backup to be taken by itself: the one of that id or unique prefix, or for `latest` the newest sound one.
-/// Returns what a person should know as well.
-///
-/// # Errors
-/// [`ErrorKind::Damaged`] where none is sound; those of the store.
-pub(crate) fn choose_alone(
-    cluster: &Cluster,
-    wanted: &str,
-) -> Result<(BackupSummary, Vec<String>)> {
-    if wanted != "latest" {
-        let summary = cluster.resolve(wanted)?;
-        let notes = damage_note(&summary).into_iter().collect();
-        return Ok((summary, notes));
-    }
-    let Backups {
-        mut sound,
-        unreadable,
-    } = cluster.backups()?;
-    if sound.is_empty() {
-        return Err(none_can_be_read(cluster, &unreadable));
-    }
-    let Some(at) = sound.iter().rposition(|one| damage(one).is_none()) else {
-        return Err(Error::new(
-            ErrorKind::Damaged,
-            format!(
-                "all backups have damaged pages or missing files: {}",
-                listed(sound.iter().rev().map(|one| &one.id))
-            ),
-        )
-        .hint("Name one to take it with its damage; \"leeward show\" lists that."));
-    };
-    let passed_over = sound.split_off(at + 1);
-    let Some(summary) = sound.pop() else {
-        return Err(none_can_be_read(cluster, &unreadable));
-    };
-    let mut notes = unread_and_newer(&unreadable, &summary);
-    notes.extend(
-        passed_over
-            .iter()
-            .map(|damaged| passed_over_note(&damaged.id)),
-    );
-    Ok((summary, notes))
-}
-
-fn none_can_be_read(cluster: &Cluster, unreadable: &[(BackupId, RepositoryError)]) -> Error {
-    match unreadable {
-        [(id, error)] => Error::new(
-            ErrorKind::Damaged,
-            format!("backup {id} cannot be read: {error}"),
-        ),
-        [.., (newest, error)] => Error::new(
-            ErrorKind::Damaged,
-            format!(
-                "none of the backups can be read: {}",
-                listed(unreadable.iter().map(|(id, _)| id))
-            ),
-        )
-        .hint(format!("Of {newest}: {error}.")),
-        // Says that there is none.
-        [] => cluster.resolve("latest").map_or_else(Error::from, |_| {
-            Error::failed("the backups changed while they were looked at")
-        }),
-    }
-}
-
-fn unread_and_newer(
-    unreadable: &[(BackupId, RepositoryError)],
-    chosen: &BackupSummary,
-) -> Vec<String> {
-    unreadable
-        .iter()
-        .filter(|(id, _)| id.as_str() > chosen.id.as_str())
-        .map(|(id, error)| {
-            format!("Backup {id} is newer and was passed over, since it cannot be read: {error}.")
-        })
-        .collect()
-}
-
-fn damage_note(summary: &BackupSummary) -> Option<String> {
-    damage(summary).map(|damage| {
-        format!(
-            "DAMAGED: backup {} has {damage}, and so has what is made of it: \"leeward show {}\" lists what.",
-            summary.id, summary.id
-        )
-    })
-}
-
-fn passed_over_note(damaged: &BackupId) -> String {
-    format!(
-        "Backup {damaged} is newer and was passed over, since it has damaged pages or missing files: \"leeward show {damaged}\" lists them."
-    )
 }
 
 /// What recovery of a backup from its own WAL alone needs.
@@ -414,8 +318,7 @@ impl Choosing<'_> {
                 .candidates(&path)
                 .into_iter()
                 .find(|backup| path.reach(backup.start) == end);
-            let damaged = || self.only_damaged(&path, &self.unnamed(&path, true));
-            backup = sound.ok_or_else(damaged)?;
+            backup = sound.ok_or_else(|| self.only_damaged(&path, newest))?;
             notes.extend(self.passed_over(&path, backup, newest.stop));
         }
         let replayed = self.replay(&path, backup)?;
@@ -452,10 +355,7 @@ impl Choosing<'_> {
     /// Recovery to where the backup is consistent.
     fn immediate(&self) -> Result<Choice> {
         let path = self.path(self.named.as_ref())?;
-        let candidates = self.candidates(&path);
-        let Some(backup) = candidates.first().copied() else {
-            return Err(self.no_sound_backup(&path));
-        };
+        let backup = self.newest_sound(&path)?;
         let (reserved_timelines, note) =
             self.reserved(&path, self.unknown_timelines(&path).as_ref());
         let mut notes: Vec<String> = self
@@ -507,9 +407,7 @@ impl Choosing<'_> {
     /// The newest backup that a standby can begin with.
     fn standby(&self) -> Result<Choice> {
         let path = self.path(self.named.as_ref())?;
-        let Some(backup) = self.candidates(&path).first().copied() else {
-            return Err(self.no_sound_backup(&path));
-        };
+        let backup = self.newest_sound(&path)?;
         let end = RecoveryTarget::End;
         let goal = ReplayGoal {
             target: &end,
@@ -593,8 +491,8 @@ impl Choosing<'_> {
         }
         if self.named.is_none() {
             let damaged = self.unnamed(&path, true);
-            if self.resolve(&path, &damaged)?.is_some() {
-                return Err(self.only_damaged(&path, &damaged));
+            if let Some((leads, _)) = self.resolve(&path, &damaged)? {
+                return Err(self.only_damaged(&path, &leads));
             }
         }
         let refusal = TargetError {
@@ -792,151 +690,40 @@ impl Choosing<'_> {
             .hint("Name another timeline with --target-timeline, or take a backup.")
     }
 
-    fn no_sound_backup(&self, path: &RecoveryPath) -> Error {
-        let damaged = self.unnamed(path, true);
-        if damaged.is_empty() {
-            self.nothing_leads_to(path)
-        } else {
-            self.only_damaged(path, &damaged)
+    /// The backup that was named, or the newest without damage.
+    fn newest_sound<'b>(&'b self, path: &RecoveryPath) -> Result<&'b BackupRange> {
+        match self.candidates(path).first() {
+            Some(backup) => Ok(backup),
+            None => Err(match self.unnamed(path, true).first() {
+                Some(damaged) => self.only_damaged(path, damaged),
+                None => self.nothing_leads_to(path),
+            }),
         }
     }
 
-    /// Every backup that would do has damaged pages; they are given newest first.
-    fn only_damaged(&self, path: &RecoveryPath, damaged: &[&BackupRange]) -> Error {
-        let message = match damaged {
-            [one] => format!(
-                "backup {} has damaged pages, and no sound backup leads to the same point",
-                one.id
-            ),
-            several => format!(
-                "all backups that lead there have damaged pages: {}",
-                listed(several.iter().map(|one| &one.id))
-            ),
-        };
-        let error = Error::new(ErrorKind::Damaged, message);
-        let by_name = damaged.first().map_or_else(String::new, |newest| {
-            format!(
-                "\"leeward restore {}\" restores it with its damage; \"leeward show {}\" lists that.",
-                newest.id, newest.id
-            )
-        });
-        error.hint(match self.candidates(path).first() {
-            Some(sound) => format!(
-                "{by_name} The newest sound backup is {}, with WAL up to {}.",
+    /// A damaged backup leads where no sound one does. All damaged ones are listed.
+    fn only_damaged(&self, path: &RecoveryPath, leads: &BackupRange) -> Error {
+        let id = &leads.id;
+        let mut hints = vec![format!(
+            "\"leeward restore {id}\" with the same options restores it with its damage; \"leeward show {id}\" lists that."
+        )];
+        let others = self.unnamed(path, true);
+        let others = others.iter().map(|one| &one.id).filter(|one| *one != id);
+        let others = listed(others);
+        if !others.is_empty() {
+            hints.push(format!("Damaged as well: {others}."));
+        }
+        if let Some(sound) = self.candidates(path).first() {
+            hints.push(format!(
+                "The newest sound backup is {}, with WAL up to {}.",
                 sound.id,
                 path.reach(sound.start)
-            ),
-            None => by_name,
-        })
-    }
-}
-
-/// What is damaged in a backup, in words; `None` when nothing is.
-fn damage(summary: &BackupSummary) -> Option<String> {
-    let pages: usize = summary.damaged.iter().map(|one| one.blocks.len()).sum();
-    let files = summary.damaged.iter().filter(|one| one.missing).count();
-    match (pages, files) {
-        (0, 0) => None,
-        (_, 0) => Some(format!("{pages} damaged pages")),
-        (0, _) => Some(format!("{files} missing files")),
-        _ => Some(format!("{pages} damaged pages and {files} missing files")),
-    }
-}
-
-fn listed<'a>(ids: impl Iterator<Item = &'a BackupId>) -> String {
-    let ids: Vec<String> = ids.map(ToString::to_string).collect();
-    ids.join(", ")
-}
-
-/// How the history file of a timeline gets into the repository.
-fn push_history(timeline: TimelineId) -> String {
-    let file = PathBuf::from("DATA_DIRECTORY/pg_wal").join(history_file_name(timeline));
-    format!(
-        "From a server on that timeline: \"leeward wal push {}\".",
-        file.display()
-    )
-}
-
-/// Timelines with WAL that are newer than the one that recovery follows, and whose history files are not held: they may be
-/// where the cluster went on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct UnknownTimelines {
-    /// Ascending.
-    numbers: Vec<TimelineId>,
-    followed: TimelineId,
-}
-
-impl UnknownTimelines {
-    fn beyond(sources: &RecoverySources, followed: TimelineId) -> Option<Self> {
-        let numbers: Vec<TimelineId> = sources
-            .without_history()
-            .filter(|timeline| *timeline > followed)
-            .collect();
-        (!numbers.is_empty()).then_some(Self { numbers, followed })
-    }
-
-    fn newest(&self) -> TimelineId {
-        self.numbers.last().copied().unwrap_or(self.followed)
-    }
-
-    fn note(&self) -> String {
-        format!(
-            "WAL of timeline {} is held, but not its history file \"{}\", so that it is not known where it comes from: recovery follows timeline {}.",
-            self.newest(),
-            history_file_name(self.newest()),
-            self.followed
+            ));
+        }
+        Error::new(
+            ErrorKind::Damaged,
+            format!("backup {id} has damaged pages, and no sound backup leads to the same point"),
         )
-    }
-
-    fn refusal(&self) -> Error {
-        Error::failed(format!(
-            "the WAL of timeline {} would be left out: it is held, but not its history file \"{}\", which says where it comes from",
-            self.newest(),
-            history_file_name(self.newest())
-        ))
-        .hint(format!(
-            "{} Or --target-timeline {} restores without it.",
-            push_history(self.newest()),
-            self.followed
-        ))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use leeward_pgformat::{Lsn, WalSegmentSize};
-
-    use super::*;
-    use crate::recovery::path::tests::{World, sources};
-
-    #[test]
-    fn a_newer_timeline_without_a_history_is_passed_over() {
-        let mut world = World {
-            timelines: BTreeMap::from([
-                (1, (vec![3, 4], vec![])),
-                (2, (vec![5], vec![])),
-                (3, (vec![6], vec![])),
-            ]),
-            histories: BTreeMap::from([(3, vec![(1, Lsn(0x500_0000))])]),
-            ..World::default()
-        };
-        let by = |world: &World, timeline| {
-            UnknownTimelines::beyond(
-                &sources(world, WalSegmentSize::DEFAULT),
-                TimelineId(timeline),
-            )
-        };
-        assert_eq!(by(&world, 3), None, "timeline 2 is older");
-        world.histories.clear();
-        let passed = by(&world, 1).expect("timelines 2 and 3");
-        assert_eq!(passed.newest(), TimelineId(3));
-        assert!(passed.note().ends_with("recovery follows timeline 1."));
-        let refusal = passed.refusal();
-        assert!(refusal.to_string().contains("timeline 3"), "{refusal}");
-        let hint = refusal.advice().unwrap_or_default();
-        assert!(hint.contains("wal push DATA_DIRECTORY/pg_wal/00000003.history"));
-        assert!(hint.contains("--target-timeline 1"));
+        .hint(hints.join(" "))
     }
 }

@@ -70,39 +70,50 @@ fn last_transaction(
     Ok(None)
 }
 
-/// The options of the last target before `end`: the last whole record there, or else whatever begins at `end`.
+/// Returns the options of the last target before `end`, where recovery ends for the reason `why`.
 fn last_target(
     path: &RecoveryPath,
     reader: &dyn WalReader,
     from: Lsn,
     end: Lsn,
+    why: &WalEnd,
 ) -> Result<Option<String>> {
+    // The record there can be read, and the server stops before it.
+    if matches!(why, WalEnd::MinimalWal(_)) {
+        return Ok(Some(format!("--target-lsn {end} --target-exclusive")));
+    }
     for segment in path.segments(from, end).into_iter().rev() {
         let summary = reader.summaries(&[segment])?.swap_remove(0);
-        match summary.last_record {
+        // A summary may tell of records behind damage; the walk ends before it.
+        let last = match summary.last_record {
             Some(last) if last >= end => {
-                return Ok(Some(format!("--target-lsn {end} --target-exclusive")));
+                let walked = reader.walk(&[segment], None, &mut |_| {})?;
+                walked.contents.last_record
             }
-            Some(last) if last >= from => return Ok(Some(format!("--target-lsn {last}"))),
-            Some(_) => return Ok(None),
-            None => {}
+            last => last,
+        };
+        if let Some(last) = last {
+            let last = Some(last).filter(|last| *last >= from && *last < end);
+            return Ok(last.map(|last| format!("--target-lsn {last}")));
         }
     }
     Ok(None)
 }
 
-/// Describes the end of a window, with the option that leads there.
+/// Describes the end of a window, with the options that lead there.
 fn describe_window_end(
     path: &RecoveryPath,
     reader: &dyn WalReader,
     backup: &BackupRange,
     end: Lsn,
+    why: &WalEnd,
 ) -> Result<String> {
     let moment = last_transaction(path, reader, backup.start, end)?.map_or_else(
         || format!("LSN {end}"),
         |last| format!("{} (LSN {end})", utc(last.time)),
     );
-    Ok(match last_target(path, reader, backup.consistent, end)? {
+    let options = last_target(path, reader, backup.consistent, end, why)?;
+    Ok(match options {
         Some(options) => format!("{moment}, with {options}"),
         None => format!(
             "{moment}, with \"leeward restore {} --target-immediate\"",
@@ -193,7 +204,7 @@ pub(super) fn cannot_reach_the_end(
     let ways = if replayed.end > backup.stop {
         format!(
             "The last point before that is {}; {alone}",
-            describe_window_end(path, reader, backup, replayed.end)?
+            describe_window_end(path, reader, backup, replayed.end, end)?
         )
     } else {
         capitalized(&alone)
@@ -462,7 +473,7 @@ impl TargetError<'_> {
     fn behind(&self, windows: &[Window], at: usize, what: String) -> Result<(String, Vec<String>)> {
         let (path, reader) = (self.path, self.reader);
         let window = &windows[at];
-        let end = describe_window_end(path, reader, &window.backup, window.end)?;
+        let end = describe_window_end(path, reader, &window.backup, window.end, &window.why)?;
         let mut hints = vec![format!("Nearest before it: {end}.")];
         if let Some(next) = windows.get(at + 1) {
             hints.push(format!(
@@ -522,7 +533,7 @@ impl TargetError<'_> {
         }
         for window in windows {
             let from = describe_window_begin(path, reader, &window.backup)?;
-            let to = describe_window_end(path, reader, &window.backup, window.end)?;
+            let to = describe_window_end(path, reader, &window.backup, window.end, &window.why)?;
             hints.push(format!("It holds: from {from}, to {to}."));
         }
         Ok((problem, hints))

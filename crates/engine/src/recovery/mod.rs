@@ -2,17 +2,19 @@
 //! repository alone, before anything is written, by PostgreSQL's own rules.
 //!
 //! [`sources`] is what recovery can be given; [`path`] the segments that lead to a timeline; [`replay`] what a server makes
-//! of a backup on a path, read through [`wal_reader`] and joined by [`continuity`]; [`choose`] takes a backup, and
-//! [`explain`] says why none will do; [`windows`] is what can be reached at all.
+//! of a backup on a path, read through [`wal_reader`] and joined by [`continuity`]; [`choose`] takes a backup, [`damaged`] those that it
+//! passes over, and [`explain`] says why none will do; [`windows`] is what can be reached at all.
 
 pub(crate) mod choose;
 mod continuity;
+pub(crate) mod damaged;
 pub(crate) mod explain;
 pub(crate) mod path;
 pub(crate) mod replay;
 pub(crate) mod sources;
 mod target;
 mod times;
+mod unknown_timelines;
 pub(crate) mod wal_reader;
 pub(crate) mod windows;
 

@@ -1,13 +1,14 @@
-//! Where a restore goes: its data directory and the places of tablespaces, which must be absent or empty, and the user
-//! that everything there will belong to.
+//! The destination of a restore: its data directory and the places of tablespaces, which must be absent or empty, and the
+//! user that everything there will belong to.
 //!
-//! What a person named (`--to`, `--tablespace`) and what only the backup names are told apart. As root, directories
-//! that a person named are made as root and given to the server's user; where the backup alone says so, nothing is
+//! Places that a person named (`--to`, `--tablespace`) are told apart from those that only the backup names. As root,
+//! directories that a person named are made as root and given to the server's user; where the backup alone says so, nothing is
 //! done that the server's user could not do.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io;
 use std::io::ErrorKind::NotFound;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
@@ -25,24 +26,24 @@ use super::{could_not, owner};
 use crate::admission::{UNFINISHED, is_of_the_server};
 use crate::error::{Error, ErrorKind, Result};
 
-/// Where a restore goes.
+/// The destination of a restore.
 #[derive(Debug)]
 pub(super) struct Destination {
     /// The data directory to be, absolute, links resolved.
     pub path: PathBuf,
-    /// Where each linked tablespace goes, by its name below `pg_tblspc`.
+    /// The place of each linked tablespace, by its name below `pg_tblspc`.
     pub tablespaces: BTreeMap<String, TablespacePlace>,
     /// As root: the server's user.
     pub user: Option<ServerUser>,
 }
 
-/// Where a tablespace goes.
+/// The place of a tablespace.
 #[derive(Debug)]
 pub(super) struct TablespacePlace {
     pub place: Place,
-    /// What the link in `pg_tblspc` says.
+    /// The target of the link in `pg_tblspc`.
     pub link: PathBuf,
-    /// How the place is changed, for messages: the option's beginning.
+    /// The beginning of the option that changes the place, for messages.
     option: String,
 }
 
@@ -65,7 +66,7 @@ pub(super) enum Place {
 pub(super) struct LinkedTablespace {
     /// Its OID, as the link below `pg_tblspc` is named.
     pub name: String,
-    /// Where it lay on the server that was backed up.
+    /// Its location on the server that was backed up.
     pub location: PathBuf,
     /// Made while the backup ran: replay makes its link anew, to its original place.
     pub made_by_replay: bool,
@@ -98,6 +99,9 @@ impl Destination {
         for tablespace in linked {
             let place = destination.place_tablespace(tablespace, mapping)?;
             if let Place::Outside { path, .. } = &place.place {
+                if let Some(user) = destination.user.as_ref().filter(|_| place.is_named()) {
+                    owner::check_reach(user, path)?;
+                }
                 // As root, what only the backup names is not even looked at with root's rights.
                 let user = destination.user.as_ref().filter(|_| !place.is_named());
                 let _acting = act(user)?;
@@ -392,7 +396,7 @@ impl Destination {
 }
 
 impl TablespacePlace {
-    /// Whether a person named it, not the backup alone.
+    /// Returns whether a person named it, not the backup alone.
     fn is_named(&self) -> bool {
         matches!(self.place, Place::Outside { named: true, .. })
     }
@@ -494,6 +498,12 @@ fn make_path(path: &Path, user: Option<&ServerUser>) -> Result<Folder> {
             directory.make_directory(name, 0o700)?;
             let inner = directory.folder(name)?;
             if let Some(user) = user {
+                // Whoever may write here may have put another directory in its place.
+                let is_made =
+                    inner.names()?.is_empty() && inner.facts()?.owner.0 == geteuid().as_raw();
+                if !is_made {
+                    return Err(io::Error::other("another directory has its place by now"));
+                }
                 inner.set_owner((user.uid, user.gid))?;
             }
             directory.sync()?;
@@ -526,7 +536,7 @@ fn check_surroundings(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether a tablespace's directory of some version has this name (`TABLESPACE_VERSION_DIRECTORY` in
+/// Returns whether a tablespace's directory of some version has this name (`TABLESPACE_VERSION_DIRECTORY` in
 /// src/include/common/relpath.h).
 fn is_version_directory(name: &OsStr) -> bool {
     let rest = name.to_str().and_then(|name| name.strip_prefix("PG_"));

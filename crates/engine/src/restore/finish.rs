@@ -3,11 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use leeward_pgformat::wal_segment::{history_file_name, is_history_file_name, is_wal_segment_name};
 use leeward_pgformat::{TablespaceMap, TimelineId};
+use leeward_postgres::configuration_files::lexical;
 use leeward_repository::catalog::Cluster;
 use leeward_repository::manifest::WalRecord;
 use leeward_repository::parallel;
@@ -181,16 +183,35 @@ struct Written<'a> {
     links: BTreeMap<PathBuf, PathBuf>,
 }
 
+impl Written<'_> {
+    /// Returns a path in the data directory, with a link followed that stays inside it.
+    fn followed(&self, path: &Path) -> PathBuf {
+        let inside = path.ancestors().find_map(|ancestor| {
+            let target = self.links.get(ancestor)?;
+            let rest = path.strip_prefix(ancestor).ok()?;
+            let path = ancestor.parent()?.join(target).join(rest);
+            let path = lexical(self.data_directory, &path);
+            path.strip_prefix(self.data_directory)
+                .ok()
+                .map(Path::to_owned)
+        });
+        inside.unwrap_or_else(|| path.to_owned())
+    }
+}
+
 impl Files for Written<'_> {
     fn read(&self, path: &Path) -> Result<Option<Vec<u8>>> {
-        self.writer.read(path)
+        self.writer.read(&self.followed(path))
     }
 
     fn names(&self, folder: &Path) -> Option<Vec<OsString>> {
-        self.writer.names(folder)
+        self.writer.names(&self.followed(folder))
     }
 
     fn can_open(&self, path: &Path) -> bool {
+        if path.is_relative() && self.writer.has(&self.followed(path)) {
+            return true;
+        }
         let linked = path.ancestors().find_map(|ancestor| {
             let target = self.links.get(ancestor)?;
             let rest = path.strip_prefix(ancestor).ok()?;
@@ -209,8 +230,9 @@ impl Files for Written<'_> {
     }
 }
 
-/// Whether this thread may read a file. It is not opened: a pipe would have an effect.
+/// Returns whether this thread may read a file or directory. `faccessat2` with the effective user is not known to kernels
+/// before 5.8, so a file is opened; a pipe is not, since that would have an effect.
 fn is_readable(path: &Path) -> bool {
-    use rustix::fs::{Access, AtFlags, CWD, accessat};
-    accessat(CWD, path, Access::READ_OK, AtFlags::EACCESS).is_ok()
+    fs::metadata(path)
+        .is_ok_and(|found| found.is_dir() || (found.is_file() && File::open(path).is_ok()))
 }

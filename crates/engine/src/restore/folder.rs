@@ -39,7 +39,7 @@ impl Folder {
         })
     }
 
-    /// Where it was found. The path is for people: another directory may have it by now.
+    /// The path it was opened by. It is for people: another directory may have it by now.
     pub(super) fn path(&self) -> &Path {
         &self.path
     }

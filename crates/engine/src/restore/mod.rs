@@ -51,7 +51,7 @@ const REMOTE_WORKERS: usize = 12;
 
 /// The disk is put to work whenever so much has been written, so that little is left to sync at the end.
 const SYNC_EVERY_BYTES: u64 = 256 << 20;
-/// How often it is looked whether so much has been written.
+/// The interval at which the number of bytes written is checked.
 const SYNC_CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What is to be restored, and where to.
@@ -283,7 +283,7 @@ impl Run<'_> {
         Ok(notes)
     }
 
-    /// What became of entries of the manifest, where it is not what the backup had.
+    /// Lists the manifest entries that were not restored as the backup had them.
     fn notes(&self, aside: &SetAside) -> Vec<String> {
         let mut notes = Vec::new();
         if let Some(user) = &self.destination.user {

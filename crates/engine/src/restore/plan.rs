@@ -51,7 +51,7 @@ pub(super) struct SetAside {
     pub directories: Vec<(PathBuf, u32)>,
     /// Files that belonged to another user.
     pub others: Several,
-    /// What is not restored.
+    /// The entries that are not restored.
     pub left_out: Several,
 }
 

@@ -1,4 +1,4 @@
-//! What a restore writes down before it acts, so that the next one into the same directory knows what is its own.
+//! The record that a restore writes before it acts, from which the next one into the same directory knows its files.
 
 use std::ffi::{OsStr, OsString};
 use std::io::{self, Write};
@@ -22,7 +22,7 @@ const NEW_RECORD: &str = "restore.json.new";
 /// Bytes of the largest record: a path for each tablespace.
 const RECORD_BYTES_LIMIT: u64 = 64 << 20;
 
-/// What a restore writes down before it acts, so that the next one knows what is its own.
+/// The record of a restore: the places and files that it made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
     format_version: u32,
@@ -32,7 +32,7 @@ pub(super) struct Record {
     backup: String,
     /// Directories of tablespaces in which it has a directory of its own.
     tablespaces: Vec<Name>,
-    /// What it moves up into the data directory, from before the first move.
+    /// The entries to be moved up into the data directory, recorded before the first move.
     moved: Vec<Moved>,
 }
 
@@ -104,7 +104,7 @@ impl Record {
         });
     }
 
-    /// What was, or was to be, moved up.
+    /// Returns the entries that were, or were to be, moved up.
     pub(super) fn moved(&self) -> impl Iterator<Item = (OsString, Identity)> {
         self.moved.iter().map(|moved| {
             let Moved { inode, born, .. } = *moved;
@@ -112,7 +112,7 @@ impl Record {
         })
     }
 
-    /// Whether `found` is what was moved up to this name.
+    /// Returns whether `found` is the entry that was moved up to this name.
     fn has_moved(&self, name: &OsStr, found: Identity) -> bool {
         self.moved()
             .any(|(known, identity)| known == name && identity == found)
@@ -171,6 +171,18 @@ pub(super) fn look(directory: &Folder, owner: u32) -> Result<Option<Record>> {
     let Some(record) = record else {
         return is_free(directory, &names, Some(OsStr::new(UNFINISHED))).map(|()| None);
     };
+    // The last act of a restore but for clearing up: the directory is whole, and a server may have run on it since.
+    let is_whole = directory
+        .below(Path::new("global"))
+        .is_ok_and(|global| !matches!(global.look(OsStr::new("pg_control")), Ok(None)));
+    if is_whole {
+        return Err(refused(path, "a restore into it is complete, and left only its record").hint(
+            format!(
+                "Nothing was touched. Start the server on it and remove the record (rm -rf {}), or restore to another directory.",
+                quoted(&path.join(UNFINISHED))
+            ),
+        ));
+    }
     for name in names.iter().filter(|name| *name != UNFINISHED) {
         let found = directory
             .identity(name)

@@ -17,24 +17,25 @@ use super::folder::Folder;
 use crate::configuration::CONFIGURATION_BYTES_LIMIT;
 use crate::error::{self, Error, Result};
 
-/// Directories that are kept open. A restore has to do with 1,024 descriptors, whatever the number of its databases.
+/// Directories that are kept open, of all roots together. A restore has to do with 1,024 descriptors, whatever the number of its
+/// databases and tablespaces.
 const OPEN_DIRECTORIES: usize = 128;
 
 /// The device and inode of something this restore made.
 pub(super) type Made = (u64, u64);
 
-/// What a restore writes.
+/// The tree of files that a restore writes.
 #[derive(Debug)]
 pub(super) struct Tree {
     /// The data directory, then the tablespaces outside it.
     roots: Vec<Root>,
-    /// Where each linked tablespace is, by its name below `pg_tblspc`.
+    /// The location of each linked tablespace, by its name below `pg_tblspc`.
     tablespaces: HashMap<OsString, Location>,
     /// As root: whose rights all of it is done with.
     user: Option<ServerUser>,
 }
 
-/// Where a tablespace is.
+/// The location of a tablespace.
 #[derive(Debug)]
 pub(super) enum Location {
     /// In the data directory, at this path relative to it.
@@ -47,6 +48,8 @@ pub(super) enum Location {
 struct Root {
     directory: Arc<Folder>,
     known: Mutex<Known>,
+    /// Its share of [`OPEN_DIRECTORIES`].
+    open_directories: usize,
 }
 
 /// Directories of a root by their path in it.
@@ -57,10 +60,11 @@ struct Known {
 }
 
 impl Root {
-    fn new(directory: Arc<Folder>) -> Self {
+    fn new(directory: Arc<Folder>, open_directories: usize) -> Self {
         Self {
             directory,
             known: Mutex::default(),
+            open_directories,
         }
     }
 
@@ -77,20 +81,20 @@ impl Tree {
         tablespaces: impl IntoIterator<Item = (OsString, Location)>,
         user: Option<ServerUser>,
     ) -> Self {
-        let mut roots = vec![Root::new(data)];
-        let tablespaces = tablespaces.into_iter().collect();
-        let mut tree = Self {
-            roots: Vec::new(),
-            tablespaces,
-            user,
-        };
-        for location in tree.tablespaces.values() {
+        let tablespaces: HashMap<OsString, Location> = tablespaces.into_iter().collect();
+        let mut directories = vec![data];
+        for location in tablespaces.values() {
             if let Location::Outside(directory) = location {
-                roots.push(Root::new(Arc::clone(directory)));
+                directories.push(Arc::clone(directory));
             }
         }
-        tree.roots = roots;
-        tree
+        let share = (OPEN_DIRECTORIES / directories.len()).max(2);
+        let roots = directories.into_iter();
+        Self {
+            roots: roots.map(|directory| Root::new(directory, share)).collect(),
+            tablespaces,
+            user,
+        }
     }
 
     /// Begins to write. As root, this thread acts as the server's user until the writer is dropped, so a store is read
@@ -112,7 +116,7 @@ impl Tree {
         })
     }
 
-    /// Whether a directory of this path has been made.
+    /// Returns whether a directory of this path has been made.
     pub(super) fn has_directory(&self, place: &Path) -> bool {
         let (root, inside) = self.resolve(place);
         inside == Path::new("") || root.known().made.contains_key(&inside)
@@ -280,7 +284,7 @@ impl Writer<'_> {
         self.open(root, &inside).ok()?.names().ok()
     }
 
-    /// Whether this restore wrote a file or directory of this path.
+    /// Returns whether this restore wrote a file or directory of this path.
     pub(super) fn has(&self, place: &Path) -> bool {
         let parent = place.parent().unwrap_or(Path::new(""));
         self.tree.has_directory(parent)
@@ -325,7 +329,7 @@ fn open(root: &Root, known: &mut Known, inside: &Path) -> Result<Arc<Folder>> {
     });
     let directory =
         opened.map_err(|e| could_not("open directory", &root.directory.path().join(inside), e))?;
-    Ok(keep(known, inside, directory))
+    Ok(keep(root, known, inside, directory))
 }
 
 /// As [`open`], making what has not been made.
@@ -344,11 +348,11 @@ fn make(root: &Root, known: &mut Known, inside: &Path) -> Result<Arc<Folder>> {
         .and_then(|directory| Ok((directory.facts()?.place, directory)));
     let (made, directory) = opened.map_err(|e| could_not("open directory", &path, e))?;
     known.made.insert(inside.to_owned(), made);
-    Ok(keep(known, inside, directory))
+    Ok(keep(root, known, inside, directory))
 }
 
-fn keep(known: &mut Known, inside: &Path, directory: Folder) -> Arc<Folder> {
-    if known.open.len() >= OPEN_DIRECTORIES {
+fn keep(root: &Root, known: &mut Known, inside: &Path, directory: Folder) -> Arc<Folder> {
+    if known.open.len() >= root.open_directories {
         known.open.clear();
     }
     let directory = Arc::new(directory);

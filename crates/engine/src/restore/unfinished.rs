@@ -24,7 +24,7 @@ use super::{could_not, tree};
 use crate::admission::{UNFINISHED, UNFINISHED_CONTROL_FILE};
 use crate::error::{Error, Result};
 
-/// Where the data directory is made.
+/// The name under which the data directory is made.
 const DATA: &str = "data";
 
 /// A restore under way.
@@ -33,7 +33,7 @@ pub(super) struct Unfinished {
     destination: Folder,
     /// `leeward.restoring` in it.
     folder: Folder,
-    /// Where the data directory is made.
+    /// The directory in which the data directory is made.
     data: Arc<Folder>,
     /// The tablespaces outside the data directory, by name.
     tablespaces: Vec<Staged>,
@@ -127,7 +127,7 @@ impl Unfinished {
         })
     }
 
-    /// What the restore writes.
+    /// Returns the tree that the restore writes.
     pub(super) fn tree(&self, destination: &Destination) -> tree::Tree {
         let outside = self.tablespaces.iter().map(|staged| {
             (
@@ -156,11 +156,15 @@ impl Unfinished {
     /// [`ErrorKind::Refused`] when something has come to one of the places meanwhile.
     pub(super) fn finish(mut self, destination: &Destination) -> Result<Vec<String>> {
         let _acting = tree::act(destination.user.as_ref())?;
+        still_alone(&self.destination, OsStr::new(UNFINISHED))?;
+        for staged in &self.tablespaces {
+            still_alone(&staged.place, &self.record.name_in_tablespaces())?;
+        }
         let mut names = self
             .data
             .names()
             .map_err(|e| could_not("read", self.data.path(), e))?;
-        // What a server looks for comes last.
+        // The files that a server looks for come last.
         names.sort_by_key(|name| name == "global");
         for name in &names {
             let identity = self
@@ -329,18 +333,42 @@ fn remove(directory: &Folder, name: &OsStr) -> Result<()> {
         .map_err(|e| could_not("remove", &directory.path().join(&e.path), e.source))
 }
 
+/// Checks that a place is still the directory that its path leads to, with nothing in it but `own`.
+fn still_alone(place: &Folder, own: &OsStr) -> Result<()> {
+    let path = place.path();
+    let failed = |e| could_not("look at", path, e);
+    let here = place.facts().map_err(failed)?.place;
+    let is_here = Folder::open(path)
+        .and_then(|named| named.facts())
+        .is_ok_and(|named| named.place == here);
+    if !is_here {
+        return Err(
+            refused(path, "another directory has its place by now").hint(
+                "It may be a live server's. Nothing of it was touched; restore to another place.",
+            ),
+        );
+    }
+    let names = place.names().map_err(failed)?;
+    match names.iter().find(|name| *name != own) {
+        Some(name) => Err(came_meanwhile(place, name)),
+        None => Ok(()),
+    }
+}
+
+fn came_meanwhile(place: &Folder, name: &OsStr) -> Error {
+    let problem = format!(
+        "\"{}\" has come there while the restore ran",
+        name.display()
+    );
+    refused(place.path(), &problem)
+        .hint("It may be a live server's. Nothing of it was touched; restore to another place.")
+}
+
 /// Moves a name up where nothing may have come meanwhile.
 fn move_up(from: &Folder, name: &OsStr, to: &Folder) -> Result<()> {
     from.move_to(name, to, name).map_err(|e| {
         if e.kind() == AlreadyExists {
-            refused(
-                to.path(),
-                &format!(
-                    "\"{}\" has come there while the restore ran",
-                    name.display()
-                ),
-            )
-            .hint("It may be a live server's. Nothing of it was touched; restore to another place.")
+            came_meanwhile(to, name)
         } else {
             could_not("move", &from.path_of(name), e)
         }

@@ -103,7 +103,7 @@ pub(crate) fn file_in_backups(
     Ok(None)
 }
 
-/// Whether the WAL of a backup is of this timeline.
+/// Returns whether a backup has WAL of this timeline.
 ///
 /// # Errors
 /// Those of the store.
@@ -148,7 +148,8 @@ fn stretches(cluster: &Cluster, cache: Option<Cache<'_>>) -> Result<BTreeMap<Bac
         return Ok(known);
     }
     let mut stretches = BTreeMap::new();
-    let owner = cluster.file()?.map(|file| file.system_identifier);
+    let owner = cluster.owner()?;
+    let mut closed = None;
     let ids = cluster
         .store()
         .list_folders(&layout::backups_folder(cluster.name()))
@@ -156,24 +157,31 @@ fn stretches(cluster: &Cluster, cache: Option<Cache<'_>>) -> Result<BTreeMap<Bac
     for id in ids.iter().filter_map(|id| id.parse::<BackupId>().ok()) {
         let stretch = match known.get(&id) {
             Some(stretch) => stretch.clone(),
-            None => match cluster.backup(&id) {
-                // Somebody copied it here from another cluster.
-                Ok(summary) if owner.is_some_and(|owner| owner != summary.system_identifier) => {
-                    continue;
-                }
+            None => match cluster.owned_backup(&id, owner) {
                 Ok(summary) => Stretch {
                     first: summary.wal.first,
                     last: summary.wal.last,
                     stop: summary.stop_lsn,
                     history: summary.wal.history,
                 },
-                // Unfinished, damaged, or closed to this user: no source.
                 Err(RepositoryError::NoBackup { .. }) => continue,
+                Err(error) if error.is_closed() => {
+                    closed = Some(error);
+                    continue;
+                }
+                // Damaged, or of another cluster: no source.
                 Err(error) if error.is_about_one_object() => continue,
                 Err(error) => return Err(error.into()),
             },
         };
         stretches.insert(id, stretch);
+    }
+    // One folder of another user's costs only what needs it. If all are closed, this user's rights are wrong, and nothing is
+    // proven absent.
+    if stretches.is_empty()
+        && let Some(error) = closed
+    {
+        return Err(error.into());
     }
     if let Some(cache) = cache {
         write(cache.file, &stretches);

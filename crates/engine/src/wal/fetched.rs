@@ -72,7 +72,7 @@ impl Fetched {
         }
     }
 
-    /// Whether what lies there is what one of our own processes put there.
+    /// Returns whether only processes of this user can have put files there.
     fn is_ours(&self) -> bool {
         self.folder.parent().is_some_and(spool::is_ours) && spool::is_ours(&self.folder)
     }
@@ -198,7 +198,7 @@ pub(super) fn create(path: &Path) -> io::Result<File> {
             .open(path)
     };
     match create() {
-        // What a dead process of our number left, or a link that somebody put there for us to follow.
+        // A leftover of a dead process with this number, or a link that somebody put there to be followed.
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
             fs::remove_file(path)?;
             create()

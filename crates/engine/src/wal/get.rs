@@ -61,7 +61,7 @@ pub struct PrefetchCall {
     pub after: String,
     /// The size of the cluster's WAL segments, in bytes.
     pub segment_size_bytes: u64,
-    /// Whose WAL the server needs.
+    /// The cluster whose WAL the server needs.
     pub system_identifier: SystemIdentifier,
 }
 

@@ -42,7 +42,7 @@ pub struct PrefetchOptions {
     pub after: String,
     /// The size of the cluster's WAL segments, in bytes.
     pub segment_size_bytes: u64,
-    /// Whose WAL the server needs.
+    /// The cluster whose WAL the server needs.
     pub system_identifier: SystemIdentifier,
     /// How much may lie ready at once; two segments at least.
     pub ahead_bytes: u64,

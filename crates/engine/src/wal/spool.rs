@@ -56,9 +56,9 @@ pub(super) struct Identity {
     pub timelines: Vec<TimelineId>,
     /// When that was, in seconds since 1970.
     pub seen_at: i64,
-    /// Where requests went then; empty for a directory.
+    /// The endpoint of the requests then; empty for a directory.
     pub endpoint: String,
-    /// Whether the store there honors the conditions of writes.
+    /// The store there honors the conditions of writes.
     pub conditional_writes: bool,
 }
 
@@ -205,7 +205,7 @@ pub(super) fn make_folder(folder: Option<&Path>) -> io::Result<()> {
     }
 }
 
-/// Whether nobody else could have put anything into this folder: in `/tmp` anybody may have made it.
+/// Returns whether nobody else could have put anything into this folder: in `/tmp` anybody may have made it.
 pub(super) fn is_ours(folder: &Path) -> bool {
     let user = rustix::process::geteuid().as_raw();
     fs::symlink_metadata(folder)

@@ -169,7 +169,7 @@ fn without_a_record_nothing_is_taken_over() {
     }
 }
 
-/// What the program left before there were records.
+/// Directories left by versions of the program that wrote no record.
 #[test]
 fn marks_of_another_kind_prove_nothing() {
     let place = Place::new();

@@ -1,7 +1,9 @@
-//! Where a restore goes: what it takes over, what it leaves alone, and what comes to its places while it runs.
+//! The destination of a restore: leftovers it takes over, places it leaves alone, and changes while it runs.
 
 mod at_once;
 mod interrupted;
 mod owners;
 mod place;
 mod replayed;
+#[path = "../shared/restore_options.rs"]
+mod restore_options;

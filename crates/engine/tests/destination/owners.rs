@@ -1,4 +1,4 @@
-//! Whose everything is, as root: the server's user's, and root does nothing on a repository's word.
+//! Owners of restored files, as root: all belong to the server's user, and root does nothing on a repository's word.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use leeward_engine::error::{Error, ErrorKind, Result};
-use leeward_engine::recovery::{RecoveryOptions, RecoveryTarget, TargetAction, TimelineSelection};
 use leeward_engine::restore::{RestoreOptions, RestoreOutcome, restore};
 use leeward_fixtures::Forged;
 use leeward_repository::store::Store;
 use leeward_repository::store::memory::{Action, Fault, FaultPoint, MemoryStore, Operation};
+
+use crate::restore_options::restore_options;
 
 /// The oldest wait for anything in these tests.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -70,19 +71,8 @@ impl Place {
         tablespaces: Vec<(PathBuf, PathBuf)>,
     ) -> Result<RestoreOutcome> {
         let options = RestoreOptions {
-            cluster: None,
-            backup: None,
-            recovery: RecoveryOptions {
-                target: RecoveryTarget::End,
-                inclusive: true,
-                timeline: TimelineSelection::Latest,
-                action: TargetAction::Promote,
-                standby: None,
-                restore_command: "leeward wal get".to_owned(),
-            },
-            to: to.to_owned(),
             tablespaces,
-            threads: Some(2),
+            ..restore_options(to)
         };
         restore(&self.store, &options, &|_| {})
     }

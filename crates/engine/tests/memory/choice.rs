@@ -110,10 +110,17 @@ fn where_no_backup_is_sound_the_damaged_ones_are_listed() {
             .expect_err("no sound backup");
         assert_eq!(error.kind(), ErrorKind::Damaged, "{target}: {error}");
         let words = error.to_string();
-        assert!(words.contains(THIRD), "{target}: {words}");
         let hint = error.advice().unwrap_or_default();
-        let command = format!("leeward restore {THIRD}");
+        for id in [SECOND, THIRD] {
+            assert!(words.contains(id) || hint.contains(id), "{target}: {hint}");
+        }
+        let leads = if words.contains(THIRD) { THIRD } else { SECOND };
+        let command = format!("leeward restore {leads}");
         assert!(hint.contains(&command), "{target}: {hint}");
+        // The command that is named succeeds.
+        let named = world.restore_to(Some(leads), target.clone(), &format!("by name {number}"));
+        let named = named.unwrap_or_else(|e| panic!("{target}: {e}"));
+        assert_eq!(named.summary.id.as_str(), leads);
         assert!(!world.path(&to).exists(), "nothing was written");
     }
 }
@@ -144,7 +151,7 @@ fn copy(world: &World, from: &str, to: &str) {
 #[test]
 fn a_folder_copied_from_another_cluster_is_told_and_not_counted() {
     let world = World::new();
-    // What a copied folder says of itself.
+    // A copied folder names its own cluster.
     let id = THIRD.parse().expect("an id");
     let backup = Backup::new(THIRD, world.backup.range.clone());
     let mut summary = backup.store(&world.cluster, &world.wal);

@@ -18,12 +18,13 @@ use leeward_engine::{catalog, restore};
 use leeward_repository::store::memory::{Fault, FaultPoint, Operation};
 use leeward_repository::wal_archive::WalArchive;
 
+use crate::restore_options::restore_options;
 use crate::world::{CLUSTER, World, files, wal};
 
 /// Longer than any of this takes, even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// What a command did under a fault: it ended, well or not, or panicked.
+/// The outcome of a command under a fault: a result, or a panic.
 type Outcome<T> = std::thread::Result<Result<T>>;
 
 /// Runs a command; one that does not end fails the test.
@@ -324,7 +325,7 @@ fn panic_at_every_event(
 #[test]
 fn a_panic_in_any_thread_ends_a_restore() {
     panic_at_every_event(|world, to, observe| {
-        let options = world.restore_options(to);
+        let options = restore_options(to);
         restore::restore(&world.store, &options, observe).map(drop)
     });
 }
@@ -345,7 +346,7 @@ fn a_restore_whose_target_disappears_ends() {
         let running = Arc::clone(&world);
         let outcome = in_time(&format!("gone at event {at}"), move || {
             let events = AtomicU64::new(0);
-            let options = running.restore_options(&to);
+            let options = restore_options(&to);
             restore::restore(&running.store, &options, &|_| {
                 if events.fetch_add(1, Ordering::Relaxed) == at {
                     let _ = std::fs::remove_dir_all(&to);

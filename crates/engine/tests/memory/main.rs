@@ -2,5 +2,7 @@
 
 mod choice;
 mod failures;
+#[path = "../shared/restore_options.rs"]
+mod restore_options;
 mod round_trip;
 mod world;

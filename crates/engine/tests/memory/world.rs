@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 use leeward_engine::error::Result;
 use leeward_engine::event::Event;
 use leeward_engine::export::{ExportOutcome, ExportTo, export};
-use leeward_engine::recovery::{RecoveryOptions, RecoveryTarget, TargetAction, TimelineSelection};
-use leeward_engine::restore::{RestoreOptions, RestoreOutcome, restore};
+use leeward_engine::recovery::RecoveryTarget;
+use leeward_engine::restore::{RestoreOutcome, restore};
 use leeward_engine::wal::{GetMeans, GetOptions, GetOutcome, PushOptions, PushOutcome, get, push};
 use leeward_fixtures::{Backup, SYSTEM_IDENTIFIER, Server, Wal, archive, first_record, record_end};
 use leeward_pgformat::{TimelineId, WalSegmentSize};
@@ -18,6 +18,8 @@ use leeward_repository::catalog::{Cluster, Repository};
 use leeward_repository::hash::Hash;
 use leeward_repository::store::Store;
 use leeward_repository::store::memory::MemoryStore;
+
+use crate::restore_options::restore_options;
 
 pub const CLUSTER: &str = "main";
 pub const BACKUP: &str = "20261122T023000Z-k7q2";
@@ -75,24 +77,6 @@ impl World {
         self.folder.path().join(name)
     }
 
-    pub fn restore_options(&self, to: &Path) -> RestoreOptions {
-        RestoreOptions {
-            cluster: None,
-            backup: None,
-            recovery: RecoveryOptions {
-                target: RecoveryTarget::End,
-                inclusive: true,
-                timeline: TimelineSelection::Latest,
-                action: TargetAction::Promote,
-                standby: None,
-                restore_command: "leeward wal get".to_owned(),
-            },
-            to: to.to_owned(),
-            tablespaces: Vec::new(),
-            threads: Some(2),
-        }
-    }
-
     pub fn restore(&self, to: &str) -> Result<RestoreOutcome> {
         self.restore_to(None, RecoveryTarget::End, to)
     }
@@ -104,7 +88,7 @@ impl World {
         target: RecoveryTarget,
         to: &str,
     ) -> Result<RestoreOutcome> {
-        let mut options = self.restore_options(&self.path(to));
+        let mut options = restore_options(&self.path(to));
         options.backup = backup.map(str::to_owned);
         options.recovery.target = target;
         restore(&self.store, &options, &|_| {})

@@ -15,11 +15,16 @@ use crate::{json, output, units};
 
 pub fn run(global: &Global, config: &Config) -> Result<ExitCode, Failure> {
     let clusters = catalog::list(&config.store()?, config.cluster.as_deref())?;
-    // What another user has closed to this one is told, and is not damaged by that.
-    let damaged = clusters
-        .iter()
-        .flat_map(|cluster| &cluster.backups.unreadable)
-        .any(|(_, error)| !error.is_closed());
+    // A folder that another user has closed to this one is named, and is no damage where there are others.
+    let unreadable = || {
+        let clusters = clusters.iter().map(|cluster| &cluster.backups);
+        clusters.flat_map(|backups| {
+            let unreadable = backups.unreadable.iter();
+            unreadable.map(move |(_, error)| (backups, error))
+        })
+    };
+    let damaged =
+        unreadable().any(|(backups, error)| !error.is_closed() || backups.sound.is_empty());
     if global.json {
         let clusters: Vec<_> = clusters
             .iter()
@@ -31,9 +36,9 @@ pub fn run(global: &Global, config: &Config) -> Result<ExitCode, Failure> {
             .iter()
             .flat_map(|cluster| cluster.backups.sound.iter().map(row))
             .collect();
-        if rows.is_empty() {
+        if rows.is_empty() && unreadable().next().is_none() {
             output::say("No backups yet.");
-        } else {
+        } else if !rows.is_empty() {
             let titles = [
                 ("CLUSTER", Align::Left),
                 ("BACKUP", Align::Left),

@@ -6,7 +6,7 @@ use leeward_fixtures::{Forged, ForgedRecord as Record, ForgedRun, ForgedWal};
 use leeward_pgformat::{Lsn, Oid, TimelineId, WalContents};
 use leeward_repository::summary::{ConfigurationSummary, TablespaceSummary};
 
-/// What a restore is to do with a forged repository.
+/// The right outcome of a restore from a forged repository.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expected {
     /// It refuses.
@@ -19,7 +19,7 @@ pub enum Expected {
 
 /// A forged repository.
 pub struct Case {
-    /// What it says, in words.
+    /// The forgery, in words.
     pub name: &'static str,
     pub expected: Expected,
     /// Makes it. The folder holds what it may not touch.

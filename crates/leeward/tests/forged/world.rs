@@ -1,4 +1,4 @@
-//! What a forged repository may not touch, and who looks after it.
+//! Files outside the destination, which a forged repository may not touch, and the checks that it did not.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -19,11 +19,11 @@ use leeward_repository::store::local::LocalStore;
 /// The server's user: any that is not root.
 pub const USER: &str = "nobody";
 
-/// Where a restore or export may write. The last is the place of a tablespace that a backup names and that is absent:
+/// The places a restore or export may write to. The last is the place of a tablespace that a backup names and that is absent:
 /// a restore makes it, with nothing in it but the tablespace.
 const DESTINATIONS: [&str; 3] = ["restored", "exported", "space"];
 
-/// Who runs the program.
+/// The user that runs the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum As {
     Root,
@@ -31,7 +31,7 @@ pub enum As {
 }
 
 impl As {
-    /// Whether the tests themselves have the rights for it. Without root's, everything is done by whoever runs them.
+    /// Returns whether the tests themselves have the rights for it. Without root's, everything is done by whoever runs them.
     pub fn is_possible(self) -> bool {
         self == As::User || is_root()
     }
@@ -73,7 +73,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// What a file, directory or link is, as far as it can be changed.
+/// The metadata and content of a file, directory or link.
 type Facts = (u32, u32, u32, u64, u64, u64, i64, Vec<u8>);
 
 /// Directories of others, a repository, and the server's user who may write to all of them.
@@ -223,7 +223,7 @@ impl World {
         }
     }
 
-    /// What is in the destination is the server's user's, and nobody else's by any bit.
+    /// Asserts that everything in the destination belongs to the server's user, with no permission for others.
     pub fn assert_restored(&self, case: &str) {
         let root = self.path.join("restored");
         let mut found = BTreeMap::new();
@@ -277,7 +277,7 @@ impl World {
         assert!(fs::symlink_metadata(control).is_err(), "{case}");
     }
 
-    /// What an archive brings: names inside, no link but those of tablespaces, permission bits for the owner alone.
+    /// Asserts that an archive has names inside, no link but those of tablespaces, and permission bits for the owner alone.
     pub fn assert_archive(&self, path: &Path, case: &str) {
         let archive = zstd::Decoder::new(File::open(path).expect("an archive"));
         let mut archive = tar::Archive::new(archive.expect("zstd"));
@@ -315,7 +315,7 @@ impl World {
         let to = self.path.join("exported/extracted");
         fs::create_dir(&to).expect("a directory");
         for name in ["data.tar.zst", "wal.tar.zst"] {
-            // What cannot be extracted is refused by tar.
+            // tar refuses entries that cannot be extracted.
             let _ = Command::new("tar")
                 .args(["x", "--zstd", "-f"])
                 .arg(self.path.join("exported").join(name))

@@ -227,7 +227,7 @@ mod tests {
                 &image(1, compressed),
                 &locator(6),
             ));
-            // What follows without main data is that of the blocks, whatever it looks like.
+            // Without main data the rest is the blocks', whatever it looks like.
             body.extend([0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
             assert_eq!(
                 changed(10, 0, &body, major),

@@ -177,7 +177,7 @@ impl Directory {
                     left.push(OsString::from(to));
                 }
             }
-            // What failed a moment ago may fail again; a crash then brings back one of two names of a whole file.
+            // The sync that failed a moment ago may fail again; a crash then brings back one of two names of a whole file.
             let _ = sync(self);
             NameError {
                 refused,

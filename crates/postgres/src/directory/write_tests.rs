@@ -2,34 +2,9 @@ use std::fs;
 use std::os::unix::fs::symlink;
 
 use super::*;
-
-fn name(text: &str) -> &OsStr {
-    OsStr::new(text)
-}
-
-/// A directory of links and files, beside a victim that no call may touch.
-struct Scene {
-    folder: tempfile::TempDir,
-    inside: Directory,
-}
+use crate::directory::tests::{Scene, name};
 
 impl Scene {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().expect("a directory");
-        let path = folder.path();
-        fs::create_dir(path.join("inside")).expect("a directory");
-        fs::create_dir(path.join("victim")).expect("a directory");
-        fs::write(path.join("victim/letter"), "mine").expect("a file");
-        symlink("../victim", path.join("inside/away")).expect("a link");
-        symlink("../victim/letter", path.join("inside/letter")).expect("a link");
-        symlink("../victim/new", path.join("inside/dangling")).expect("a link");
-        let inside = Directory::open(&fs::canonicalize(path.join("inside")).expect("a path"));
-        Self {
-            inside: inside.expect("a directory"),
-            folder,
-        }
-    }
-
     fn victim_is_untouched(&self) {
         let victim = self.folder.path().join("victim");
         assert_eq!(fs::read_dir(&victim).expect("it is there").count(), 1);

@@ -163,7 +163,7 @@ impl Record {
         }
     }
 
-    /// Whether a holder may have written this.
+    /// Checks that a holder may have written this.
     fn check(&self) -> Result<(), String> {
         let limit_ms = TTL_LIMIT.as_millis();
         if self.ttl_ms == 0 || u128::from(self.ttl_ms) > limit_ms {

@@ -180,7 +180,7 @@ struct Entries<'a> {
     current: usize,
     /// Records left in the block.
     left: u32,
-    /// What whoever collects them holds by now.
+    /// The memory held by now by the code that collects them.
     held_bytes: usize,
     decompressor: Decompressor,
 }

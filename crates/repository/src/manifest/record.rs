@@ -17,10 +17,10 @@ pub(super) const RUNS_LIMIT: usize = 1 << 20;
 /// Whoever restores or exports holds directories, links and WAL files in memory until everything else is written: so much
 /// of them at most, counted as [`held_bytes_of_file`] and [`held_bytes_of_wal`] do.
 pub(super) const HELD_BYTES_LIMIT: usize = 64 << 20;
-/// What one of them takes beside its names.
+/// The memory of one of them beside its names.
 const HELD_BYTES_EACH: usize = 64;
 
-/// How many bytes of a file's record are held.
+/// Returns the bytes of memory of a file's record.
 pub(super) fn held_bytes_of_file(record: &FileRecord) -> usize {
     match &record.kind {
         FileKind::File { .. } => 0,
@@ -29,7 +29,7 @@ pub(super) fn held_bytes_of_file(record: &FileRecord) -> usize {
     }
 }
 
-/// How many bytes of a WAL object's record are held.
+/// Returns the bytes of memory of a WAL object's record.
 pub(super) fn held_bytes_of_wal(record: &WalRecord) -> usize {
     HELD_BYTES_EACH * 2 + record.name.len()
 }

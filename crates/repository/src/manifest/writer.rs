@@ -27,7 +27,7 @@ pub struct ManifestWriter {
     plain: Vec<u8>,
     section: Section,
     records: u32,
-    /// What a reader holds in memory, see [`HELD_BYTES_LIMIT`].
+    /// The memory of a reader, see [`HELD_BYTES_LIMIT`].
     held_bytes: usize,
     /// The least and the greatest path of the block being filled.
     range: Option<(FilePath, FilePath)>,

@@ -23,7 +23,7 @@ use super::local_file::{
 };
 use super::{
     Key, LISTED_OBJECTS_LIMIT, ObjectInfo, ObjectVersion, SMALL_OBJECT_BYTES_LIMIT, Store, Upload,
-    too_many,
+    check_small, too_many,
 };
 use crate::error::StoreError;
 use crate::url::RepositoryUrl;
@@ -195,14 +195,7 @@ impl Store for LocalStore {
 
     fn get(&self, key: &Key) -> Result<Bytes, StoreError> {
         let (content, size_bytes) = self.get_start(key, SMALL_OBJECT_BYTES_LIMIT)?;
-        if size_bytes > SMALL_OBJECT_BYTES_LIMIT {
-            return Err(StoreError::TooLarge {
-                key: key.clone(),
-                location: self.location.clone(),
-                size_bytes,
-                limit_bytes: SMALL_OBJECT_BYTES_LIMIT,
-            });
-        }
+        check_small(key, &self.location, size_bytes)?;
         Ok(content)
     }
 
@@ -261,7 +254,7 @@ impl Store for LocalStore {
         if temporary.place(&target, Placing::New)? {
             return Ok(());
         }
-        // What is told to be there must stay there.
+        // An object that is said to be there must survive a crash.
         self.sync(key)?;
         Err(self.already_exists(key))
     }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::key::folder;
-use super::{Key, ObjectInfo, ObjectVersion, SMALL_OBJECT_BYTES_LIMIT, Store, Upload};
+use super::{Key, ObjectInfo, ObjectVersion, Store, Upload, check_small};
 use crate::error::{RemoteProblem, StoreError};
 use crate::url::RepositoryUrl;
 
@@ -229,14 +229,7 @@ impl Shared {
 
     fn read_small(&self, key: &Key) -> Result<Bytes, StoreError> {
         let (content, size_bytes) = self.read(Action::Get, key)?;
-        if size_bytes > SMALL_OBJECT_BYTES_LIMIT {
-            return Err(StoreError::TooLarge {
-                key: key.clone(),
-                location: self.location.clone(),
-                size_bytes,
-                limit_bytes: SMALL_OBJECT_BYTES_LIMIT,
-            });
-        }
+        check_small(key, &self.location, size_bytes)?;
         Ok(content)
     }
 

@@ -35,12 +35,28 @@ use crate::url::RepositoryUrl;
 /// The most bytes of an object that is read whole: nobody knows how long it is before, and it is not proven.
 pub const SMALL_OBJECT_BYTES_LIMIT: u64 = 8 << 20;
 
+/// Checks that an object of this size may be read whole.
+///
+/// # Errors
+/// [`StoreError::TooLarge`].
+fn check_small(key: &Key, location: &RepositoryUrl, size_bytes: u64) -> Result<(), StoreError> {
+    if size_bytes <= SMALL_OBJECT_BYTES_LIMIT {
+        return Ok(());
+    }
+    Err(StoreError::TooLarge {
+        key: key.clone(),
+        location: location.clone(),
+        size_bytes,
+        limit_bytes: SMALL_OBJECT_BYTES_LIMIT,
+    })
+}
+
 /// A place for objects.
 pub trait Store: Send + Sync + fmt::Debug {
     /// The repository's address, safe to print.
     fn location(&self) -> &RepositoryUrl;
 
-    /// Where requests go; `None` for a directory of this host.
+    /// Returns the endpoint of requests; `None` for a directory of this host.
     fn endpoint(&self) -> Option<&str>;
 
     /// Reads a whole object of at most [`SMALL_OBJECT_BYTES_LIMIT`].

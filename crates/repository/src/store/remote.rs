@@ -77,11 +77,8 @@ impl RemoteStore {
         if let Some(class) = &options.storage_class {
             attributes.insert(Attribute::StorageClass, class.clone().into());
         }
-        // The runtime must stand before the client is built.
-        let client = {
-            let _runtime = runtime().enter();
-            connect(location, *service, bucket, options)?
-        };
+        // No thread is started before the first request: until then root may become another user.
+        let client = connect(location, *service, bucket, options)?;
         Ok(RemoteStore {
             bucket: Arc::new(Bucket {
                 location: location.clone(),
@@ -662,7 +659,7 @@ impl Store for RemoteStore {
     }
 
     fn sync(&self, _key: &Key) -> Result<(), StoreError> {
-        // What a bucket shows is durable.
+        // An object that a bucket shows is durable.
         Ok(())
     }
 

@@ -244,7 +244,7 @@ impl TimelineHoldings {
     }
 }
 
-/// How much was listed so far.
+/// The numbers of objects listed so far.
 #[derive(Default)]
 struct Counts {
     timelines: usize,
@@ -256,7 +256,7 @@ struct Counts {
 }
 
 impl Counts {
-    /// What there is too much of, and how much may be: `docs/format.md`, Limits.
+    /// Returns the kind of object that exceeds its limit, and the limit: `docs/format.md`, Limits.
     fn exceeded(&self) -> Option<(&'static str, usize)> {
         [
             ("timelines", self.timelines, 10_000),
