@@ -247,16 +247,29 @@ impl Judge<'_> {
         state
     }
 
-    /// The first recovery that reaches the target: from before everything, then from each backup, oldest first.
-    fn truth(&mut self, asked: &Asked, timeline: &str) -> Option<String> {
+    /// The first recovery that reaches the target: from before everything, then from each backup, oldest first. Where recovery
+    /// cannot pass, what lies before tells nothing of a backup behind it.
+    fn truth(&mut self, asked: &Asked, timeline: &str, of: Option<&str>) -> Option<String> {
         if asked.kind == "end" && asked.timeline.is_none() {
             return Some(self.end.clone());
         }
-        let mut sources = vec![BASE.to_owned()];
-        sources.extend(self.history.backups.iter().map(|backup| backup.id.clone()));
         if asked.kind == "immediate" {
             return None;
         }
+        let backups = &self.history.backups;
+        let at = backups
+            .iter()
+            .position(|backup| Some(backup.id.as_str()) == of);
+        let behind = self
+            .history
+            .broken_after
+            .filter(|broken| at >= Some(*broken));
+        let before = behind.is_none().then(|| BASE.to_owned());
+        let backups = backups[behind.unwrap_or(0)..].iter();
+        let sources: Vec<String> = before
+            .into_iter()
+            .chain(backups.map(|backup| backup.id.clone()))
+            .collect();
         sources
             .iter()
             .find_map(|source| self.recover(source, asked, timeline).numbers)
@@ -351,13 +364,13 @@ impl Judge<'_> {
         let truth = if matches!(asked.kind, "immediate" | "name") {
             self.recover(&backup, asked, &timeline).numbers
         } else if to_target {
-            self.truth(asked, &timeline)
+            self.truth(asked, &timeline, Some(&backup))
         } else {
             let end = Asked {
                 kind: "end",
                 ..asked.clone()
             };
-            self.truth(&end, &timeline)
+            self.truth(&end, &timeline, Some(&backup))
         };
         match truth {
             Some(truth) if truth != held => Some(format!(
@@ -373,15 +386,15 @@ impl Judge<'_> {
 
     /// A refusal is right where no backup reaches the target with what was there then.
     fn refused(&mut self, asked: &Asked) -> Option<String> {
-        if asked.kind == "end" {
+        if asked.kind == "end" && self.history.broken_after.is_some() {
             // WAL that recovery cannot pass: the server would open with less, and not say so.
-            return (!self.history.is_broken).then(|| "everything is there".to_owned());
+            return None;
         }
         let timeline = asked.timeline.map_or_else(
             || self.history.timeline.to_string(),
             |number| number.to_string(),
         );
-        let truth = self.truth(asked, &timeline);
+        let truth = self.truth(asked, &timeline, None);
         let backups = self.history.backups.clone();
         for backup in backups {
             if asked

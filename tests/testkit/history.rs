@@ -57,8 +57,8 @@ pub struct History<'story> {
     pub names: Vec<String>,
     /// The highest timeline.
     pub timeline: u32,
-    /// Whether recovery cannot pass some of the WAL.
-    pub is_broken: bool,
+    /// Where recovery cannot pass: as many backups were taken before.
+    pub broken_after: Option<usize>,
     /// What was done, for a person.
     pub deeds: Vec<String>,
 }
@@ -88,6 +88,7 @@ impl<'story> History<'story> {
              wal_keep_size = 0
              checkpoint_timeout = '1h'
              max_connections = 30
+             max_locks_per_transaction = 128
              hot_standby = on",
             clock.off(),
             leeward.shell("wal push %p"),
@@ -119,7 +120,7 @@ impl<'story> History<'story> {
             xids: Vec::new(),
             names: Vec::new(),
             timeline: 1,
-            is_broken: false,
+            broken_after: None,
             deeds: Vec::new(),
         };
         history.connect();
@@ -342,7 +343,7 @@ impl<'story> History<'story> {
             self.primary
                 .append_config(&format!("max_connections = {value}"));
         }
-        self.primary.set("max_locks_per_transaction", "90");
+        self.primary.set("max_locks_per_transaction", "180");
         self.start();
         self.did(format!("max_connections raised to {value}"));
     }
@@ -380,6 +381,7 @@ impl<'story> History<'story> {
             self.stop(Stop::Immediate);
             let mut copy = copy;
             self.clock.rules(&mut copy);
+            copy.set_like(&self.primary);
             self.primary = copy;
         } else {
             self.wait_archived();
@@ -423,10 +425,10 @@ impl<'story> History<'story> {
 
     /// WAL that recovery cannot pass.
     fn break_off(&mut self, random: &mut StdRng) {
-        if self.is_broken || self.backups.is_empty() {
+        if self.broken_after.is_some() || self.backups.is_empty() {
             return self.commit(random);
         }
-        self.is_broken = true;
+        self.broken_after = Some(self.backups.len());
         self.standby = None;
         self.wait_archived();
         self.stop(Stop::Fast);

@@ -160,6 +160,11 @@ impl Server {
         self.options.push(format!("{name}={value}"));
     }
 
+    /// Sets what another server has on its command line.
+    pub fn set_like(&mut self, other: &Server) {
+        self.options.extend_from_slice(&other.options);
+    }
+
     /// Sets an environment variable for the next starts.
     pub fn set_environment(&mut self, name: &str, value: &str) {
         self.environment.push((name.to_owned(), value.to_owned()));
@@ -167,10 +172,22 @@ impl Server {
 
     /// Starts the server and waits until it accepts connections.
     pub fn start(&mut self) {
-        self.launch();
-        let ready = reached(PATIENCE, || self.is_ready() || self.has_ended());
+        // The children of a killed postmaster end a little after it, and no other may start before.
+        let ready = reached(PATIENCE, || {
+            let logged = fs::metadata(&self.log).map_or(0, |log| log.len());
+            self.launch();
+            let ended =
+                !reached(PATIENCE, || self.is_ready() || self.has_ended()) || self.has_ended();
+            let log = fs::read(&self.log).unwrap_or_default();
+            let said = String::from_utf8_lossy(log.get(logged as usize..).unwrap_or_default());
+            let is_too_early = ended && said.contains("pre-existing shared memory block");
+            if is_too_early {
+                self.postmaster = None;
+            }
+            !is_too_early
+        });
         assert!(
-            ready && !self.has_ended(),
+            ready && self.is_ready() && !self.has_ended(),
             "server {} did not start:\n{}",
             self.name,
             self.log_tail()

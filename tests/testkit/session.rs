@@ -19,8 +19,7 @@ impl Session {
         let mut psql = server.psql("postgres");
         psql.args(["-f", "-"])
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null());
+            .stdout(Stdio::piped());
         let mut psql = psql.spawn().expect("could not run psql");
         let input = psql.stdin.take().expect("psql has an input");
         let output = BufReader::new(psql.stdout.take().expect("psql has an output"));
