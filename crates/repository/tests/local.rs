@@ -275,22 +275,94 @@ fn pipes_and_devices_are_no_objects() {
         .status()
         .expect("run");
     assert!(status.success());
-    std::os::unix::fs::symlink("/dev/zero", root.join("device")).expect("a link");
-    // A read of either would never end.
-    for name in ["pipe", "device"] {
-        let place = key(name);
-        let absent = |result: Result<(), StoreError>| {
-            assert!(
-                matches!(result, Err(StoreError::NotFound { .. })),
-                "{name}: {result:?}"
-            );
-        };
-        absent(store.get(&place).map(drop));
-        absent(store.get_range(&place, 0..1).map(drop));
-        absent(store.get_start(&place, 1).map(drop));
-        absent(store.size(&place).map(drop));
-    }
+    // A read of it would never end.
+    let place = key("pipe");
+    let absent = |result: Result<(), StoreError>| {
+        assert!(
+            matches!(result, Err(StoreError::NotFound { .. })),
+            "{result:?}"
+        );
+    };
+    absent(store.get(&place).map(drop));
+    absent(store.get_range(&place, 0..1).map(drop));
+    absent(store.get_start(&place, 1).map(drop));
+    absent(store.size(&place).map(drop));
     assert_eq!(list_all(&store, "").expect("listed"), []);
+}
+
+/// Whoever can write to a repository leads nobody out of it: not into a server's data directory, and to no file.
+#[test]
+fn links_are_not_followed() {
+    let (folder, store) = store();
+    let root = folder.path().join("some/where");
+    let outside = folder.path().join("victim");
+    std::fs::create_dir_all(outside.join("pg_wal/archive_status")).expect("directories");
+    std::fs::create_dir_all(&root).expect("a directory");
+    std::fs::write(outside.join("cluster.json"), "theirs").expect("a file");
+    let link = |name: &str| {
+        std::os::unix::fs::symlink(&outside, root.join(name)).expect("a link");
+    };
+    link("main");
+    std::fs::create_dir(root.join("other")).expect("a directory");
+    link("other/wal");
+    link("file");
+    store
+        .create(&key("real"), bytes::Bytes::from_static(b"theirs"))
+        .expect("stored");
+    for folder in ["main", "other/wal"] {
+        let place = key(&format!("{folder}/cluster.json"));
+        let (_, version) = store
+            .get_versioned(&key("real"))
+            .expect("read")
+            .expect("there");
+        let content = || bytes::Bytes::from_static(b"ours");
+        let outcomes = [
+            store.get(&place).map(drop),
+            store.size(&place).map(drop),
+            store.create(&place, content()),
+            store.create(&key(&format!("{folder}/new/object")), content()),
+            store.overwrite(&place, content()).map(drop),
+            store.replace(&place, content(), &version).map(drop),
+            store.upload(&place).map(drop),
+            store.sync(&place),
+            store.delete(&place),
+            list_all(&store, folder).map(drop),
+            store.list_folders(folder).map(drop),
+            store.remove_leftovers(folder).map(drop),
+        ];
+        for (at, outcome) in outcomes.into_iter().enumerate() {
+            let error = outcome.expect_err("refused");
+            let text = format!("{error}: {:?}", std::error::Error::source(&error));
+            assert!(text.contains("it is a link"), "{folder}, {at}: {text}");
+        }
+    }
+    store.get(&key("file")).expect_err("refused");
+    // Nothing outside is touched, and the rest of the repository can be used.
+    let left = std::fs::read_to_string(outside.join("cluster.json"));
+    assert_eq!(left.expect("read"), "theirs");
+    assert!(outside.join("pg_wal/archive_status").exists());
+    assert_eq!(std::fs::read_dir(&outside).expect("read").count(), 2);
+    let listed = list_all(&store, "").expect("listed");
+    assert_eq!(listed.len(), 1, "{listed:?}");
+    store.remove_leftovers("").expect("cleared");
+    assert!(outside.join("pg_wal/archive_status").exists());
+}
+
+/// The lock neither waits for a reader nor is made elsewhere.
+#[test]
+fn a_lock_that_is_a_pipe_or_a_link_is_refused() {
+    let (folder, store) = store();
+    let root = folder.path().join("some/where");
+    std::fs::create_dir_all(&root).expect("a directory");
+    let lock = root.join(".lock");
+    let status = Command::new("mkfifo").arg(&lock).status().expect("run");
+    assert!(status.success());
+    store.delete(&key("a")).expect_err("refused");
+    std::fs::remove_file(&lock).expect("removed");
+    let elsewhere = folder.path().join("elsewhere");
+    std::os::unix::fs::symlink(&elsewhere, &lock).expect("a link");
+    store.delete(&key("a")).expect_err("refused");
+    assert!(!elsewhere.exists());
 }
 
 /// Lets the folders of the store be opened, and so be synced, or only be written to.

@@ -3,6 +3,8 @@
 //! Files are written under a hidden name beside their place, synced, renamed without overwriting, and the folder is
 //! synced. [`Store::replace`] and [`Store::delete`] take an advisory lock on `.lock` in the repository's root, which
 //! works on any file system with `flock`, network ones included.
+//!
+//! The root may be reached through links. Below it there are none: whoever can write to a repository leads nobody out of it.
 
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
@@ -14,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use bytes::Bytes;
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{FlockOperation, OFlags, flock};
 
 use super::key::folder;
 use super::local_file::{
@@ -29,6 +31,12 @@ use crate::error::StoreError;
 use crate::url::RepositoryUrl;
 
 const LOCK_FILE: &str = ".lock";
+
+/// Flags of an open that neither waits, as that of a pipe does, nor follows a link.
+const NO_WAITING_NO_LINK: i32 = OFlags::NONBLOCK
+    .union(OFlags::NOFOLLOW)
+    .bits()
+    .cast_signed();
 
 /// Objects as files below one directory.
 #[derive(Debug)]
@@ -51,6 +59,31 @@ impl LocalStore {
 
     fn path(&self, key: &Key) -> PathBuf {
         self.root.join(key.as_str())
+    }
+
+    /// Checks that no part of a path below the root is a link.
+    fn check_place(&self, path: &Path) -> Result<(), StoreError> {
+        let mut place = self.root.clone();
+        for part in path.strip_prefix(&self.root).unwrap_or(path).components() {
+            place.push(part);
+            match fs::symlink_metadata(&place) {
+                Ok(found) if found.is_symlink() => {
+                    let link = io::Error::other("it is a link, and a repository has none");
+                    return Err(StoreError::from_io("follow", place, 0, link));
+                }
+                Ok(_) => {}
+                // Whoever goes on there is told more.
+                Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// The path of a folder, without links below the root.
+    fn folder_path(&self, prefix: &str) -> Result<PathBuf, StoreError> {
+        let place = self.root.join(folder(prefix)?);
+        self.check_place(&place)?;
+        Ok(place)
     }
 
     fn not_found(&self, key: &Key) -> StoreError {
@@ -84,11 +117,13 @@ impl LocalStore {
     }
 
     fn open(&self, key: &Key) -> Result<(File, u64), StoreError> {
+        let path = self.path(key);
+        self.check_place(&path)?;
         // A pipe that somebody put there would wait for a writer, and a device has no end: neither is an object.
         let opened = OpenOptions::new()
             .read(true)
-            .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
-            .open(self.path(key))
+            .custom_flags(NO_WAITING_NO_LINK)
+            .open(path)
             .and_then(|file| Ok((file.metadata()?, file)));
         match opened {
             Ok((metadata, _)) if !metadata.is_file() => Err(self.not_found(key)),
@@ -100,6 +135,7 @@ impl LocalStore {
     /// A temporary file in the folder of `target`, which is created where it is missing.
     fn temporary(&self, target: &Path) -> Result<TemporaryFile, StoreError> {
         let folder = target.parent().unwrap_or(&self.root);
+        self.check_place(folder)?;
         let mut rounds = 0;
         loop {
             let durable = self.durable_folders().contains(folder);
@@ -137,6 +173,7 @@ impl LocalStore {
             .create(true)
             .truncate(false)
             .mode(0o600)
+            .custom_flags(NO_WAITING_NO_LINK)
             .open(&path)
             .map_err(|error| StoreError::from_io("lock", &path, 0, error))?;
         loop {
@@ -240,7 +277,9 @@ impl Store for LocalStore {
     }
 
     fn size(&self, key: &Key) -> Result<u64, StoreError> {
-        match fs::metadata(self.path(key)) {
+        let path = self.path(key);
+        self.check_place(&path)?;
+        match fs::symlink_metadata(path) {
             Ok(metadata) if metadata.is_file() => Ok(metadata.len()),
             Ok(_) => Err(self.not_found(key)),
             Err(error) => Err(self.read_error(key, error)),
@@ -262,6 +301,7 @@ impl Store for LocalStore {
     fn sync(&self, key: &Key) -> Result<(), StoreError> {
         let target = self.path(key);
         let folder = target.parent().unwrap_or(&self.root);
+        self.check_place(folder)?;
         if !self.durable_folders().contains(folder) {
             sync_folders_above(&self.root, folder)?;
         }
@@ -324,13 +364,11 @@ impl Store for LocalStore {
         prefix: &str,
         found: &mut dyn FnMut(ObjectInfo) -> ControlFlow<()>,
     ) -> Result<(), StoreError> {
-        let prefix = folder(prefix)?;
-        visit(&self.root.join(prefix), prefix, found).map(drop)
+        visit(&self.folder_path(prefix)?, folder(prefix)?, found).map(drop)
     }
 
     fn list_folders(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
-        let prefix = folder(prefix)?;
-        let place = self.root.join(prefix);
+        let place = self.folder_path(prefix)?;
         let mut names = Vec::new();
         for entry in entries(&place)? {
             if !entry.is_folder || folder(&entry.name).is_err() {
@@ -360,6 +398,7 @@ impl Store for LocalStore {
         }
         let target = self.path(key);
         let _lock = self.lock()?;
+        self.check_place(target.parent().unwrap_or(&self.root))?;
         match fs::remove_file(&target) {
             Ok(()) => {}
             Err(error)
@@ -379,9 +418,7 @@ impl Store for LocalStore {
     }
 
     fn remove_leftovers(&self, prefix: &str) -> Result<u64, StoreError> {
-        let place = self.root.join(folder(prefix)?);
-        let removed = remove_leftovers_below(&place)?;
-        Ok(removed)
+        remove_leftovers_below(&self.folder_path(prefix)?)
     }
 }
 
@@ -475,7 +512,7 @@ fn visit(
         } else {
             // A name that is no key is a stranger's file ("lost+found" aside): not an object.
             let Ok(key) = Key::new(text) else { continue };
-            match fs::metadata(&path) {
+            match fs::symlink_metadata(&path) {
                 Ok(metadata) if metadata.is_file() => found(ObjectInfo {
                     key,
                     size_bytes: metadata.len(),

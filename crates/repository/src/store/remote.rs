@@ -359,15 +359,6 @@ impl Bucket {
                     None => Err(self.error("write", key, failure, outcome.attempts)),
                 }
             }
-            // Such a store cannot promise more than a look beforehand; names are unique all the same.
-            Cause::Problem(RemoteProblem::NoConditionalWrites) => match self.size(key).await {
-                Ok(_) => Err(StoreError::AlreadyExists {
-                    key: key.clone(),
-                    location: self.location.clone(),
-                }),
-                Err(error) if error.is_not_found() => self.overwrite(key, content).await.map(drop),
-                Err(error) => Err(error),
-            },
             _ => Err(self.error("write", key, failure, outcome.attempts)),
         }
     }
@@ -473,6 +464,19 @@ impl Bucket {
             };
             self.remote("list", what, problem, outcome.attempts)
         })?;
+        let names = listed.result.objects.iter().map(|meta| &meta.location);
+        let mut names = names.chain(&listed.result.common_prefixes);
+        let is_inside = |name: &Path| name.as_ref().starts_with(inside.as_deref().unwrap_or(""));
+        if let Some(stranger) = names.find(|name| !is_inside(name)) {
+            let problem = format!("the server's listing names \"{stranger}\", which is not in it");
+            let what = inside.unwrap_or_default();
+            return Err(self.remote(
+                "list",
+                what,
+                RemoteProblem::Other(problem),
+                outcome.attempts,
+            ));
+        }
         let own = if self.prefix.is_empty() {
             String::new()
         } else {
