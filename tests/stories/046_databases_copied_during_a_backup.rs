@@ -4,19 +4,10 @@
 use leeward_tests::contents::fingerprint;
 use leeward_tests::dataset;
 use leeward_tests::judgement::assert_sound;
-use leeward_tests::leeward::{Leeward, Running, exit};
+use leeward_tests::leeward::{Leeward, exit};
 use leeward_tests::pair::Pair;
 use leeward_tests::server::{Initdb, Server};
 use leeward_tests::story::Story;
-
-/// A backup that has begun, and stands still.
-fn frozen_backup(leeward: &Leeward<'_>, standby: &Server) -> Running {
-    let slow = ["-v", "--compression", "zstd:6", "--threads", "1"];
-    let mut running = leeward.spawn(&Leeward::backup_args(standby, &slow));
-    running.wait_for_words("waiting for the restartpoint");
-    running.freeze();
-    running
-}
 
 /// Runs statements on the primary, each in its database, until the standby has them on disk: a backup ends there.
 fn run(pair: &Pair, statements: &[(&str, &str)]) {
@@ -31,7 +22,7 @@ fn run(pair: &Pair, statements: &[(&str, &str)]) {
 /// Does what is said while a backup stands still; the backup fails, and the next one does not.
 fn fails_once(pair: &Pair, leeward: &Leeward<'_>, what: &[(&str, &str)], words: &[&str]) {
     let listed = leeward.listed().len();
-    let running = frozen_backup(leeward, &pair.standby);
+    let running = leeward.frozen_backup(&pair.standby);
     run(pair, what);
     running.thaw();
     let outcome = running.wait().expect(exit::FAILED).expect_words(words);
@@ -90,13 +81,13 @@ fn check(major: u32) {
         ],
         &[
             "database \"twin\" was created as a copy of database \"shop\"",
-            "database \"shop\" changed afterwards",
+            "database \"shop\" was written to afterwards",
         ],
     );
 
     // Recovery can repeat all this, so it fails no backup: copies of unchanged databases, copies of copies, pages that are in WAL,
     // and databases that are gone at the end, however they were moved before.
-    let running = frozen_backup(&leeward, &pair.standby);
+    let running = leeward.frozen_backup(&pair.standby);
     let copy = "CREATE DATABASE copied TEMPLATE shop STRATEGY file_copy";
     let chain = "CREATE DATABASE chained TEMPLATE copied STRATEGY file_copy TABLESPACE far";
     let plain = "CREATE DATABASE plain TEMPLATE template0 STRATEGY file_copy";

@@ -97,3 +97,5 @@ mod story_045_targets_against_postgres;
 mod story_046_databases_copied_during_a_backup;
 #[path = "047_what_wal_asks_for.rs"]
 mod story_047_what_wal_asks_for;
+#[path = "048_files_that_replay_removes.rs"]
+mod story_048_files_that_replay_removes;

@@ -276,6 +276,15 @@ impl<'story> Leeward<'story> {
         self.server_in(name, &to)
     }
 
+    /// A backup that has begun, and stands still before it copies anything.
+    pub fn frozen_backup(&self, standby: &Server) -> Running {
+        let slow = ["-v", "--compression", "zstd:6", "--threads", "1"];
+        let mut running = self.spawn(&Leeward::backup_args(standby, &slow));
+        running.wait_for_words("waiting for the restartpoint");
+        running.freeze();
+        running
+    }
+
     /// Restores to a moment, which must succeed, into a new directory of the story; which backup it takes is the
     /// program's choice. The server is not started.
     pub fn restored_to(&self, name: &str, extra: &[&str]) -> Server {

@@ -339,6 +339,34 @@ impl ControlFile {
         }
     }
 
+    /// Returns the file of a server in recovery with a later minimum recovery point, as the server writes it before a page
+    /// that new reaches disk (`UpdateMinRecoveryPoint`, src/backend/access/transam/xlog.c).
+    ///
+    /// # Errors
+    ///
+    /// Those of [`ControlFile::parse`].
+    pub fn with_min_recovery_point(
+        bytes: &[u8],
+        lsn: Lsn,
+        timeline: TimelineId,
+    ) -> Result<Vec<u8>, ControlFileError> {
+        let control = ControlFile::parse(bytes)?;
+        let mut bytes = bytes.to_vec();
+        if let Some((_, layout)) = layout(control.control_version, control.catalog_version) {
+            let mut put = |offset: usize, value: &[u8]| {
+                bytes[offset..offset + value.len()].copy_from_slice(value);
+            };
+            put(layout.min_recovery_point, &lsn.0.to_le_bytes());
+            put(
+                layout.min_recovery_point_timeline,
+                &timeline.0.to_le_bytes(),
+            );
+            let crc = crc32c::crc32c(&bytes[..layout.crc]);
+            bytes[layout.crc..layout.crc + 4].copy_from_slice(&crc.to_le_bytes());
+        }
+        Ok(bytes)
+    }
+
     /// Reads the file's content: the first 512 bytes are enough.
     ///
     /// # Errors

@@ -184,7 +184,7 @@ pub struct BackupSession {
 impl BackupSession {
     /// Looks at the server, reserves WAL and starts the backup. `label` is for people and ends up in the backup label
     /// (1024 bytes at most). With a fast checkpoint this takes as long as the server needs to write its dirty pages;
-    /// nothing limits it but a [`Connection::cancel_handle`] taken before.
+    /// [`START_PATIENCE`] limits it.
     ///
     /// # Errors
     /// In this order: [`Error::UnsupportedVersion`], [`Error::UnsupportedBlockSize`], [`Error::WalLevelTooLow`],

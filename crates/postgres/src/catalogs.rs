@@ -111,31 +111,25 @@ impl Catalogs {
         self.databases.iter().find(|database| database.oid == oid)
     }
 
-    /// The oldest transaction whose status anybody may ask for: the server removes that of older ones
-    /// (`vac_truncate_clog`, commands/vacuum.c).
+    /// The oldest transaction before `next` whose status anybody may ask for: the server removes that of older ones
+    /// (`vac_truncate_clog`, commands/vacuum.c). `next` where all are frozen.
     #[must_use]
-    pub fn oldest_transaction(&self) -> u32 {
-        oldest(
-            self.databases.iter().map(|d| d.oldest_transaction),
-            self.next_transaction,
-        )
+    pub fn oldest_transaction(&self, next: u32) -> u32 {
+        oldest(self.databases.iter().map(|d| d.oldest_transaction), next)
     }
 
-    /// The oldest multixact that anybody may ask for.
+    /// The oldest multixact before `next` that anybody may ask for; `next` where there is none.
     #[must_use]
-    pub fn oldest_multixact(&self) -> u32 {
-        oldest(
-            self.databases.iter().map(|d| d.oldest_multixact),
-            self.next_multixact,
-        )
+    pub fn oldest_multixact(&self, next: u32) -> u32 {
+        oldest(self.databases.iter().map(|d| d.oldest_multixact), next)
     }
 }
 
-/// The oldest of numbers that wrap around, all of them at most 2^31 before `next`; `next` where there are none.
+/// The oldest of numbers that wrap around, all of them less than 2^31 away from `next`, of those before `next`; `next` where there
+/// are none.
 fn oldest(numbers: impl Iterator<Item = u32>, next: u32) -> u32 {
-    numbers
-        .max_by_key(|number| next.wrapping_sub(*number))
-        .unwrap_or(next)
+    let ages = numbers.map(|number| next.wrapping_sub(number).cast_signed());
+    next.wrapping_sub(ages.max().unwrap_or(0).max(0).cast_unsigned())
 }
 
 /// The first file of a relation that is neither temporary nor unlogged.
@@ -236,5 +230,9 @@ mod tests {
         assert_eq!(oldest([u32::MAX - 5, 7].into_iter(), 1000), u32::MAX - 5);
         assert_eq!(oldest([3_000_000_000, 3].into_iter(), 1000), 3_000_000_000);
         assert_eq!(oldest(std::iter::empty(), 1000), 1000);
+        // Frozen after `next` was: the number of the last checkpoint.
+        assert_eq!(oldest([1005, 1200].into_iter(), 1000), 1000);
+        assert_eq!(oldest([1005, 990].into_iter(), 1000), 990);
+        assert_eq!(oldest([5].into_iter(), u32::MAX - 5), u32::MAX - 5);
     }
 }

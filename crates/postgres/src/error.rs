@@ -226,7 +226,8 @@ impl Error {
             Error::Timeout { .. } => {
                 "see whether the server is overloaded or its disk hangs, then run the command again"
             }
-            Error::Sql(error) => return error.hint.clone(),
+            // Several lines are for lists of our own.
+            Error::Sql(error) => return error.hint.as_ref().map(|hint| hint.replace('\n', " ")),
             Error::Declined { .. } => {
                 "nothing is wrong where a standby of this cluster runs the same command; to back up here, set \
                  backup_from (or --from) to \"any\""

@@ -17,6 +17,7 @@ use crate::repository_error::RepositoryError;
 use crate::store::{Key, Store};
 use crate::wal_object::WalObjectInfo;
 
+mod contradiction;
 mod gap;
 mod holdings;
 mod names;

@@ -151,7 +151,7 @@ impl LostCopy {
                 "database {database} was created as a copy of database {source} while the backup ran, and database {source} was dropped"
             ),
             LossReason::SourceChanged(lsn) => format!(
-                "database {database} was created as a copy of database {source} while the backup ran, and database {source} changed afterwards, at {lsn}"
+                "database {database} was created as a copy of database {source} while the backup ran, and database {source} was written to afterwards, at {lsn}"
             ),
         };
         Error::failed(happened)

@@ -9,6 +9,7 @@ mod copy;
 mod copying;
 mod databases;
 mod horizon;
+mod objects;
 mod plan;
 mod preflight;
 mod required;
@@ -22,7 +23,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use leeward_pgformat::Lsn;
-use leeward_pgformat::control_file::DbState;
+use leeward_pgformat::control_file::{ControlFile, DbState};
 use leeward_pgformat::{BackupLabel, TablespaceMap, TimelineId};
 use leeward_postgres::backup_session::{BackupFrom, BackupSession, BackupStop, Position};
 use leeward_postgres::configuration_files::{OutsideFiles, outside_files};
@@ -45,6 +46,7 @@ pub use collect::DamagedFile;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Observer, Phase};
+use crate::recovery::one_history::check_one_history;
 use crate::repository::{self, Writable};
 use collect::Collected;
 use copying::{Copying, Pages};
@@ -233,8 +235,12 @@ impl Run<'_> {
         let lost = required.after(stored, catalogs.clone(), self.server)?;
         collected.damaged.extend(lost);
 
-        let consistent_lsn = self.add_control_file(role, &mut manifest, &mut collected)?;
-        let stop = session.stop()?;
+        let replay = match role {
+            Role::Standby => Some(self.end_of_replay(&session.position()?, facts)?),
+            Role::Primary => None,
+        };
+        let consistent = self.add_control_file(role, replay, &mut manifest, &mut collected)?;
+        let mut stop = session.stop()?;
         let label = BackupLabel::parse(&stop.backup_label).map_err(|e| {
             Error::failed("could not make sense of the backup label that the server returned")
                 .because(e)
@@ -242,7 +248,10 @@ impl Run<'_> {
         self.add_label(&stop, &mut manifest, &mut collected)?;
 
         (self.observe)(Event::Phase(Phase::StoringWal));
-        let stop_timeline = self.stop_timeline(role)?;
+        let mut stop_timeline = self.stop_timeline(role)?;
+        if let Some((lsn, timeline)) = consistent.filter(|(lsn, _)| *lsn > stop.stop_lsn) {
+            (stop.stop_lsn, stop_timeline) = (lsn, timeline);
+        }
         let stretch = wal::Stretch {
             system_identifier: facts.system_identifier,
             segment_size: facts.wal_segment_size,
@@ -290,7 +299,7 @@ impl Run<'_> {
             start_lsn,
             label: &label,
             stop_lsn: stop.stop_lsn,
-            consistent_lsn,
+            consistent_lsn: consistent.map(|(lsn, _)| lsn),
             stop_timeline,
             wal: &records,
             collected: &collected,
@@ -301,6 +310,14 @@ impl Run<'_> {
             after: &after,
             elapsed: started.elapsed(),
         })?;
+        objects::check_stored(
+            self.store.as_ref(),
+            (&self.options.cluster, self.id),
+            &collected.packs,
+            &records,
+            &manifest,
+        )?;
+        check_one_history(self.cluster, &summary)?;
         lease.still_held().map_err(|e| {
             Error::new(
                 ErrorKind::Held,
@@ -371,15 +388,28 @@ impl Run<'_> {
         outside
     }
 
+    /// How far the standby has come whose files are all copied. What replay removed while they were copied, as transaction
+    /// status that vacuum needs no more or the file of a prepared transaction, is missing in them, and moves no minimum recovery
+    /// point: only behind the record that removed it is nothing missing.
+    fn end_of_replay(&self, position: &Position, facts: &ServerFacts) -> Result<(Lsn, TimelineId)> {
+        PgWal::open(self.directory)?.end_of_replay(
+            position.replay_lsn,
+            position.timeline,
+            facts.wal_segment_size,
+        )
+    }
+
     /// `global/pg_control`, read last: its minimum recovery point then covers every page that was copied. Of a standby, that
-    /// is where recovery is consistent (`read_backup_label`, src/backend/access/transam/xlogrecovery.c), and is returned.
+    /// is where recovery is consistent (`read_backup_label`, src/backend/access/transam/xlogrecovery.c), and is returned; it is
+    /// moved on to the end of `replay`.
     fn add_control_file(
         &self,
         role: Role,
+        replay: Option<(Lsn, TimelineId)>,
         manifest: &mut ManifestWriter,
         collected: &mut Collected,
-    ) -> Result<Option<Lsn>> {
-        let (control, bytes) = self
+    ) -> Result<Option<(Lsn, TimelineId)>> {
+        let (control, mut bytes) = self
             .directory
             .control_file()
             .map_err(|e| Error::failed("could not read the control file").because(e))?;
@@ -394,8 +424,17 @@ impl Run<'_> {
             ))
             .hint("It was promoted, stopped or restarted; back up again."));
         }
+        let known = (
+            control.min_recovery_point,
+            control.min_recovery_point_timeline,
+        );
+        let consistent = replay.map(|replay| replay.max(known));
+        if let Some((lsn, timeline)) = consistent.filter(|consistent| *consistent > known) {
+            bytes = ControlFile::with_min_recovery_point(&bytes, lsn, timeline)
+                .map_err(|e| Error::failed("could not read the control file").because(e))?;
+        }
         self.add_inline(b"global/pg_control", bytes, 0o600, manifest, collected)?;
-        Ok((role == Role::Standby).then_some(control.min_recovery_point))
+        Ok(consistent)
     }
 
     fn add_label(

@@ -298,15 +298,14 @@ impl Required {
         now: &Self,
         server: &Server<'_>,
     ) -> Result<Vec<DamagedFile>> {
-        let transactions: Vec<String> = transaction_status_files(
-            now.catalogs.oldest_transaction(),
-            self.catalogs.next_transaction,
-        )
-        .collect();
+        let next = self.catalogs.next_transaction;
+        let transactions: Vec<String> =
+            transaction_status_files(now.catalogs.oldest_transaction(next), next).collect();
+        let next = self.catalogs.next_multixact;
         let multixacts: Vec<String> = multixact_offset_files(
             server.version_directory.major,
-            now.catalogs.oldest_multixact(),
-            self.catalogs.next_multixact,
+            now.catalogs.oldest_multixact(next),
+            next,
         )
         .collect();
         let mut lost = Vec::new();
@@ -543,7 +542,8 @@ fn missing(server: &Server<'_>, path: &Path, place: &Place, problem: &str) -> Er
         Some(location) => location.join(parts.as_path()),
         None => server.directory.path().join(path),
     };
-    let owner = &place.owner;
+    // A name of several lines begins none of its own.
+    let owner = &place.owner.replace('\n', "\\n");
     let hint = if owner == CLUSTER {
         format!("Mount the file system that belongs there, if it is on one of its own. {RUN_AGAIN}")
     } else {

@@ -161,7 +161,7 @@ fn seconds(time: jiff::Timestamp) -> String {
     time.round(jiff::Unit::Second).unwrap_or(time).to_string()
 }
 
-/// As many damaged files are named at most: the summary stays a small object. The manifest has them all.
+/// As many damaged files are named at most: the summary stays a small object. The manifest has the damaged pages of all.
 const LISTED_FILES: usize = 20_000;
 
 fn damaged_relation(file: &DamagedFile) -> DamagedRelation {

@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use leeward_pgformat::timeline::TimelineHistory;
 use leeward_pgformat::wal_scan::join;
 use leeward_pgformat::wal_segment::{
-    WAL_LONG_HEADER_SIZE, WalLongHeader, WalSegmentName, WalSegmentSize, history_file_name,
+    WAL_LONG_HEADER_SIZE, WAL_PAGE_SIZE, WalLongHeader, WalSegmentName, WalSegmentSize,
+    history_file_name, parse_history_file_name,
 };
 use leeward_pgformat::{
     DatabaseDirectory, Lsn, MajorVersion, RecordPart, SystemIdentifier, TimelineId, WalContents,
@@ -119,6 +120,99 @@ impl PgWal {
         .hint("If pg_wal lies on a file system of its own, mount it where the server has it."))
     }
 
+    /// Returns the end of the record that a standby may be replaying which has replayed everything before `replayed`, and its
+    /// timeline: `timeline`, or a later one that the standby has gone over to. Where no complete record begins there, nothing is
+    /// being replayed.
+    ///
+    /// # Errors
+    /// The WAL before `replayed` is not there.
+    pub(super) fn end_of_replay(
+        &self,
+        replayed: Lsn,
+        timeline: TimelineId,
+        size: WalSegmentSize,
+    ) -> Result<(Lsn, TimelineId)> {
+        let names = (self.directory.names()).map_err(|e| unreadable(&self.path, e))?;
+        let mut timelines: Vec<TimelineId> = names
+            .iter()
+            .filter_map(|name| parse_history_file_name(name.to_str()?))
+            .filter(|later| *later > timeline)
+            .chain([timeline])
+            .collect();
+        timelines.sort_unstable();
+        for timeline in timelines {
+            if let Some(end) = self.end_of_record_at(replayed, timeline, size)? {
+                return Ok((end, timeline));
+            }
+        }
+        Err(Error::failed(format!(
+            "\"{}\" does not hold the WAL up to {replayed}, which the server has replayed",
+            self.path.display()
+        ))
+        .hint("Something other than the server removed it, or the server was restarted meanwhile. Run the command again."))
+    }
+
+    /// Returns the end of the complete record that begins at `lsn`, or `lsn` where there is none; `None` when no record ends there.
+    fn end_of_record_at(
+        &self,
+        lsn: Lsn,
+        timeline: TimelineId,
+        size: WalSegmentSize,
+    ) -> Result<Option<Lsn>> {
+        let page_bytes = u64::from(WAL_PAGE_SIZE);
+        // Behind a switch of segments nothing ends where the segment does.
+        let mut ends_there = size.offset(lsn) == 0;
+        let page = if ends_there {
+            let before = WalSegmentName {
+                timeline,
+                number: size.segment_number_before(lsn),
+            };
+            if !self.holds(&before.name(size))? {
+                return Ok(None);
+            }
+            lsn
+        } else {
+            Lsn((lsn.0 - 1) / page_bytes * page_bytes)
+        };
+        let mut scanner = WalScanner::new(page, size);
+        scanner.look_for(lsn);
+        let mut buffer = vec![0; WAL_PAGE_SIZE as usize];
+        for number in size.segment_number(page).. {
+            let name = WalSegmentName { timeline, number }.name(size);
+            if !self.holds(&name)? {
+                break;
+            }
+            let path = self.path.join(&name);
+            let failed = |e| unreadable(&path, e);
+            let mut segment = (self.directory.open_file(OsStr::new(&name))).map_err(failed)?;
+            segment
+                .seek(io::SeekFrom::Start(size.offset(scanner.position())))
+                .map_err(failed)?;
+            loop {
+                // The first page up to `lsn` first: a record has to end there.
+                let left = match lsn.0.saturating_sub(scanner.position().0) {
+                    0 => buffer.len(),
+                    left => buffer.len().min(left as usize),
+                };
+                let length = segment.read(&mut buffer[..left]).map_err(failed)?;
+                if length == 0 {
+                    break;
+                }
+                // The bytes behind the last record received are anything.
+                let damage = scanner.feed(&buffer[..length], &mut |_| {});
+                ends_there |= scanner.position() == lsn && scanner.end_of_valid() == lsn;
+                let is_over = damage.is_err() || scanner.reached_end();
+                if let (Some(found), true) = (scanner.found(), ends_there) {
+                    return Ok(Some(found.end));
+                }
+                if is_over {
+                    return Ok(ends_there.then_some(lsn));
+                }
+            }
+        }
+        Ok(ends_there.then_some(lsn))
+    }
+
     fn holds(&self, name: &str) -> Result<bool> {
         let found = self.directory.look(OsStr::new(name));
         found
@@ -223,22 +317,22 @@ fn events(mut segments: Vec<ToldSegment>, stretch: Stretch) -> Result<Vec<WalEve
     let mut events = Vec::new();
     let mut open: Option<(Lsn, RecordPart, Vec<RecordPart>)> = None;
     for segment in segments {
-        // A crash may have taken the rest of the record; then the server wrote on in its place.
-        if let (Some((begin, part, mut tails)), Some(tail), Some(major)) =
-            (open.take(), segment.contents.tail, segment.major)
+        // A crash may have taken the rest of the record; then the server wrote on in its place, and says so.
+        if let (Some((begin, part, mut tails)), false) = (open.take(), segment.contents.overwrites)
         {
+            let broken = Error::new(
+                ErrorKind::Damaged,
+                format!("the WAL record at {begin} cannot be recovered from"),
+            );
+            let (Some(tail), Some(major)) = (segment.contents.tail, segment.major) else {
+                return Err(broken.because("it does not go on in the next segment"));
+            };
             tails.push(tail);
             let size = stretch.segment_size;
-            let joined = join(begin, &part, &tails, segment.begin, size, major).map_err(|e| {
-                Error::new(
-                    ErrorKind::Damaged,
-                    format!("the WAL record at {begin} cannot be recovered from"),
-                )
-                .because(e)
-            })?;
-            match joined {
-                Some(joined) => events.extend(joined.event),
-                None => open = Some((begin, part, tails)),
+            match join(begin, &part, &tails, segment.begin, size, major) {
+                Ok(Some(joined)) => events.extend(joined.event),
+                Ok(None) => open = Some((begin, part, tails)),
+                Err(e) => return Err(broken.because(e)),
             }
         }
         events.extend(segment.events);
@@ -405,6 +499,18 @@ fn unrecoverable(path: &Path, damage: WalDamage) -> Error {
     .hint("Recovery would end there. The disk is failing, or something other than the server changed the file.")
 }
 
+fn unjudged(path: &Path, damage: WalDamage, start: Lsn) -> Error {
+    Error::new(
+        ErrorKind::Damaged,
+        format!(
+            "WAL segment \"{}\" is damaged before the start LSN, {start}, so its records cannot be followed",
+            path.display()
+        ),
+    )
+    .because(damage)
+    .hint("Recovery of this backup would not read the damaged place. Run the command again when the server writes another segment: SELECT pg_switch_wal(); on the primary. The disk is failing, or something other than the server changed the file.")
+}
+
 /// A segment being read: our bytes, whose records are followed on the way, then zeros.
 struct WalkedSegment {
     source: io::Take<File>,
@@ -431,17 +537,16 @@ impl WalkedSegment {
     /// Returns the events in the bytes, if recovery goes along them, and the scanner.
     ///
     /// # Errors
-    /// That recovery, which begins at the start LSN, would end in them.
+    /// That recovery, which begins at the start LSN, would end in them, or that its records are not known.
     fn finish(self, path: &Path, stretch: Stretch) -> Result<Option<(WalScanner, Vec<WalEvent>)>> {
         if !self.needed {
             return Ok(None);
         }
-        let damage = self
-            .damage
-            .or_else(|| self.scanner.expect_complete().err())
-            .filter(|damage| damage.lsn >= stretch.start);
+        let damage = self.damage.or_else(|| self.scanner.expect_complete().err());
         match damage {
-            Some(damage) => Err(unrecoverable(path, damage)),
+            Some(damage) if damage.lsn >= stretch.start => Err(unrecoverable(path, damage)),
+            // Recovery begins behind it; the records from there on are not known all the same.
+            Some(damage) => Err(unjudged(path, damage, stretch.start)),
             None => Ok(Some((self.scanner, self.events))),
         }
     }

@@ -33,10 +33,147 @@ fn create_file(wal: &mut Wal, database: u32) -> Lsn {
         .0
 }
 
+fn size() -> WalSegmentSize {
+    WalSegmentSize::new(1 << 20).expect("a size")
+}
+
+/// Fills the last segment with zeros.
+fn pad(wal: &mut Wal) {
+    let segment = wal.size.bytes() as usize;
+    wal.bytes
+        .resize(wal.bytes.len().next_multiple_of(segment), 0);
+}
+
+fn pg_wal(folder: &Path, from: &[&Wal]) -> PgWal {
+    for wal in from {
+        for (name, bytes) in wal.segments() {
+            std::fs::write(folder.join(name.name(wal.size)), bytes).expect("written");
+        }
+    }
+    PgWal {
+        directory: Directory::open(folder).expect("opened"),
+        path: folder.to_owned(),
+    }
+}
+
+fn stretch(start: Lsn, stop: Lsn, segment_size: WalSegmentSize) -> Stretch {
+    Stretch {
+        system_identifier: SYSTEM_IDENTIFIER,
+        segment_size,
+        start,
+        stop,
+        timeline: TimelineId(1),
+    }
+}
+
+fn store(pg_wal: &PgWal, stretch: Stretch) -> Result<StoredWal> {
+    let store = MemoryStore::bucket();
+    let to = Destination {
+        store: &store,
+        cluster: "main",
+        backup: &"20261122T023000Z-k7q2".parse().expect("an id"),
+        level: 1,
+    };
+    store_wal(pg_wal, stretch, &to, &|_| {})
+}
+
+fn refused(stored: Result<StoredWal>, words: &str) {
+    let error = stored.err().expect("it is refused");
+    assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
+    assert!(error.with_causes().contains(words), "{error}");
+}
+
+#[test]
+fn a_record_that_does_not_go_on_in_the_next_segment_is_refused() {
+    let size = size();
+    let mut wal = Wal::new(size, 3, 1);
+    wal.filler(1_000_000);
+    wal.filler(100_000);
+    wal.bytes.truncate(size.bytes() as usize);
+    let mut other = Wal::new(size, 4, 2);
+    let (_, stop) = other.filler(1_000);
+    pad(&mut other);
+    let folder = tempfile::tempdir().expect("a directory");
+    let stored = store(
+        &pg_wal(folder.path(), &[&wal, &other]),
+        stretch(wal.start + 40, stop, size),
+    );
+    refused(stored, "does not go on in the next segment");
+}
+
+/// Recovery would not read the damaged place, but a database may be copied behind it.
+#[test]
+fn damage_before_the_start_hides_no_record_behind_it() {
+    let size = size();
+    let mut wal = Wal::new(size, 3, 1);
+    wal.filler(100_000);
+    let (start, _) = wal.filler(100_000);
+    let (_, stop) = wal.record(RM_DBASE, 0x20, 7, &numbers(&[16_384, 1, 1663]));
+    wal.filler(100_000);
+    pad(&mut wal);
+    wal.bytes[50_000] ^= 1;
+    let folder = tempfile::tempdir().expect("a directory");
+    let stored = store(&pg_wal(folder.path(), &[&wal]), stretch(start, stop, size));
+    refused(stored, "before the start LSN");
+}
+
+#[test]
+fn replay_ends_behind_the_record_that_begins_where_all_is_replayed() {
+    let size = size();
+    let mut wal = Wal::new(size, 3, 1);
+    let mut ends = Vec::new();
+    for length in [100, 8_100, 20_000, 1_200_000, 8, 500] {
+        ends.push(wal.filler(length).1);
+    }
+    let last = ends[ends.len() - 1];
+    pad(&mut wal);
+    let folder = tempfile::tempdir().expect("a directory");
+    let pg_wal = pg_wal(folder.path(), &[&wal]);
+    let asked = |lsn| pg_wal.end_of_replay(lsn, TimelineId(1), size);
+    for pair in ends.windows(2) {
+        let found = asked(pair[0]).expect("found");
+        assert_eq!(found, (pair[1], TimelineId(1)));
+    }
+    assert_eq!(asked(last).expect("found"), (last, TimelineId(1)));
+    // Nothing ends within a record, and nothing lies behind the end.
+    for lsn in [ends[2] + 8, last + 8] {
+        let error = asked(lsn).expect_err("no record ends there");
+        assert!(
+            error.to_string().contains("does not hold the WAL"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn replay_goes_on_behind_a_switch_and_on_a_later_timeline() {
+    let size = size();
+    let mut wal = Wal::new(size, 3, 1);
+    wal.filler(5_000);
+    wal.switch(0);
+    let border = wal.end();
+    let folder = tempfile::tempdir().expect("a directory");
+    let old = pg_wal(folder.path(), &[&wal]);
+    let asked = |pg_wal: &PgWal, lsn| pg_wal.end_of_replay(lsn, TimelineId(1), size);
+    assert_eq!(
+        asked(&old, border).expect("found"),
+        (border, TimelineId(1)),
+        "the next segment has not begun"
+    );
+
+    let mut next = Wal::new(size, 4, 2);
+    next.timeline = TimelineId(2);
+    let (_, first) = next.filler(300);
+    let (_, second) = next.filler(300);
+    pad(&mut next);
+    std::fs::write(folder.path().join("00000002.history"), "1\t0/400000\tx\n").expect("written");
+    let new = self::pg_wal(folder.path(), &[&next]);
+    assert_eq!(asked(&new, first).expect("found"), (second, TimelineId(2)));
+}
+
 #[test]
 fn copies_and_changes_are_told_wherever_the_border_of_a_segment_lies() {
-    let size = WalSegmentSize::new(1 << 20).expect("a size");
-    let id: BackupId = "20261122T023000Z-k7q2".parse().expect("an id");
+    let size = size();
     for left in (8..=96).step_by(8) {
         let mut wal = Wal::new(size, 3, left);
         fill_but(&mut wal, left as usize);
@@ -47,33 +184,12 @@ fn copies_and_changes_are_told_wherever_the_border_of_a_segment_lies() {
         let (dropped, stop) = wal.record(RM_DBASE, 0x20, 7, &numbers(&[16_384, 1, 1663]));
         // A record behind the backup's stop.
         wal.record(RM_DBASE, 0x20, 7, &numbers(&[16_385, 1, 1663]));
-        let segment = size.bytes() as usize;
-        wal.bytes
-            .resize(wal.bytes.len().next_multiple_of(segment), 0);
+        pad(&mut wal);
 
         let folder = tempfile::tempdir().expect("a directory");
-        for (name, bytes) in wal.segments() {
-            std::fs::write(folder.path().join(name.name(size)), bytes).expect("written");
-        }
-        let pg_wal = PgWal {
-            directory: Directory::open(folder.path()).expect("opened"),
-            path: folder.path().to_owned(),
-        };
-        let stretch = Stretch {
-            system_identifier: SYSTEM_IDENTIFIER,
-            segment_size: size,
-            start: wal.start + 40,
-            stop,
-            timeline: TimelineId(1),
-        };
-        let store = MemoryStore::bucket();
-        let to = Destination {
-            store: &store,
-            cluster: "main",
-            backup: &id,
-            level: 1,
-        };
-        let stored = store_wal(&pg_wal, stretch, &to, &|_| {}).expect("stored");
+        let pg_wal = pg_wal(folder.path(), &[&wal]);
+        let stretch = stretch(wal.start + 40, stop, size);
+        let stored = store(&pg_wal, stretch).expect("stored");
         assert_eq!(stored.records.len(), 4, "{left}");
         let begins: Vec<Lsn> = stored.events.iter().map(WalEvent::begin).collect();
         assert_eq!(begins, [copied, dropped], "{left}");

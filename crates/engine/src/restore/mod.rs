@@ -35,6 +35,7 @@ use crate::event::{Event, Observer, Phase};
 use crate::frames::Packs;
 use crate::pipeline::{self, Next, Receiver, StageResult};
 use crate::recovery::choose::{RecoveryPlan, RecoveryRoute, choose};
+use crate::recovery::one_history::check_one_history;
 use crate::recovery::replay::Requirements;
 use crate::recovery::sources::BackupRange;
 use crate::recovery::{RecoveryOptions, StopPoint};
@@ -123,6 +124,7 @@ pub fn restore(
         reserved_timelines,
         mut notes,
     } = choose(&cluster, options.backup.as_deref(), &options.recovery)?;
+    check_one_history(&cluster, &summary)?;
     let backup = BackupRange::of(&summary);
     requirements::check_mapping(&requirements, &backup, &options.tablespaces)?;
     let manifest = open_manifest(store, &cluster, &summary)?;
