@@ -10,7 +10,7 @@ use crate::backup_id::BackupId;
 use crate::document;
 use crate::layout;
 use crate::repository_error::RepositoryError;
-use crate::store::{self, Key, ObjectVersion, RemoteProblem, Store, StoreError};
+use crate::store::{self, Key, ObjectVersion, Store, StoreError};
 use crate::summary::{BackupSummary, FORMAT_VERSION};
 
 /// `leeward.json`.
@@ -284,11 +284,6 @@ impl Cluster {
                 Ok(()) => return Ok(()),
                 Err(StoreError::AlreadyExists { .. } | StoreError::Conflict { .. })
                     if attempt < CLAIM_ATTEMPTS => {}
-                // The list of timelines is for people; a store that cannot replace safely does without.
-                Err(StoreError::Remote {
-                    problem: RemoteProblem::NoConditionalWrites,
-                    ..
-                }) => return Ok(()),
                 Err(error) => return Err(error.into()),
             }
         }
@@ -446,17 +441,18 @@ impl Cluster {
     pub fn resolve(&self, wanted: &str) -> Result<BackupSummary, RepositoryError> {
         let owner = self.owner()?;
         if wanted == "latest" {
+            let mut closed = None;
             for id in self.folders()?.into_iter().rev() {
                 match self.owned_backup(&id, owner) {
                     Ok(summary) => return Ok(summary),
                     Err(
                         RepositoryError::NoBackup { .. } | RepositoryError::ForeignBackup { .. },
                     ) => {}
-                    Err(error) if error.is_closed() => {}
+                    Err(error) if error.is_closed() => _ = closed.get_or_insert(error),
                     Err(error) => return Err(error),
                 }
             }
-            return Err(self.no_backup(wanted));
+            return Err(closed.unwrap_or_else(|| self.no_backup(wanted)));
         }
         let mut candidates = Vec::new();
         for id in self.folders()?.into_iter().rev() {

@@ -66,9 +66,24 @@ pub fn are_honored(store: &dyn Store) -> Result<bool, RepositoryError> {
         conditional_writes: honored,
         leeward_version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    // Whoever does the same at the same time has found out the same.
-    store.overwrite(&key, document::encode(key.as_str(), &file)?)?;
+    // Whoever does the same at the same time has found out the same. Where that may not be written, it is probed again.
+    match store.overwrite(&key, document::encode(key.as_str(), &file)?) {
+        Err(error) if is_denied(&error) => {}
+        other => _ = other?,
+    }
     Ok(honored)
+}
+
+/// Returns whether this user may not do it, for good.
+fn is_denied(error: &StoreError) -> bool {
+    matches!(
+        error,
+        StoreError::PermissionDenied { .. }
+            | StoreError::Remote {
+                problem: RemoteProblem::Forbidden,
+                ..
+            }
+    )
 }
 
 /// Returns whether a store honors the conditions of writes: one name is written twice, one version replaced twice, and the
@@ -87,7 +102,11 @@ pub fn probe(store: &dyn Store) -> Result<bool, StoreError> {
         }) => false,
         other => other?,
     };
-    deleted?;
+    // Credentials that may not delete are no reason not to back up: the object stays.
+    match deleted {
+        Err(error) if is_denied(&error) => {}
+        other => other?,
+    }
     Ok(honored)
 }
 
@@ -101,7 +120,11 @@ fn probe_with(store: &dyn Store, key: &Key) -> Result<bool, StoreError> {
     let Some((_, version)) = store.get_versioned(key)? else {
         return Ok(false);
     };
-    store.replace(key, Bytes::from_static(b"third\n"), &version)?;
+    match store.replace(key, Bytes::from_static(b"third\n"), &version) {
+        // A bucket that lets nothing be replaced overwrites nothing.
+        Err(error) if is_denied(&error) => return Ok(true),
+        other => other?,
+    };
     match store.replace(key, Bytes::from_static(b"fourth\n"), &version) {
         Err(StoreError::Conflict { .. }) => Ok(true),
         Ok(_) => Ok(false),

@@ -188,11 +188,8 @@ impl From<StoreError> for RepositoryError {
 }
 
 impl RepositoryError {
-    pub(crate) fn damaged(
-        object: impl ToString,
-        part: impl ToString,
-        problem: impl ToString,
-    ) -> Self {
+    /// An object, or a part of it, is not what it has to be.
+    pub fn damaged(object: impl ToString, part: impl ToString, problem: impl ToString) -> Self {
         Self::Damaged {
             object: object.to_string(),
             part: part.to_string(),

@@ -92,6 +92,7 @@ pub(crate) fn choose(
         reader: ArchiveWalReader::new(cluster, size, newest.system_identifier),
         options,
         named: named.as_ref().map(BackupRange::of),
+        is_any_unreadable: !unreadable.is_empty(),
     };
     let choice = choosing.run()?;
     let summary = sound
@@ -140,6 +141,8 @@ struct Choosing<'a> {
     reader: ArchiveWalReader<'a>,
     options: &'a RecoveryOptions,
     named: Option<BackupRange>,
+    /// A backup cannot be read, so it cannot be proven to the server where WAL ends: it is told.
+    is_any_unreadable: bool,
 }
 
 /// What was chosen, as far as it is known without the backup's summary.
@@ -667,7 +670,8 @@ impl Choosing<'_> {
             timeline: self.timeline(path, backup)?,
             stop,
             end,
-            ends_before: path.missing_at(held_to).map(|_| behind()),
+            ends_before: (path.missing_at(held_to).is_some() || self.is_any_unreadable)
+                .then(behind),
         })
     }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use leeward_pgformat::timeline::TimelineHistory;
 use leeward_pgformat::wal_segment::{history_file_name, parse_history_file_name};
-use leeward_pgformat::{Lsn, TimelineId, WalSegmentSize};
+use leeward_pgformat::{Lsn, SystemIdentifier, TimelineId, WalSegmentSize};
 use leeward_repository::backup_id::BackupId;
 use leeward_repository::catalog::Cluster;
 use leeward_repository::summary::BackupSummary;
@@ -13,7 +13,7 @@ use leeward_repository::wal_archive::{Holdings, WalArchive};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::doing;
-use crate::wal::file_in_backups;
+use crate::wal::{Look, file_in_backups};
 
 /// Where recovery of a backup begins and is consistent, which is also the WAL that lies with the backup.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,6 +93,7 @@ impl RecoverySources {
                     .filter_map(|name| parse_history_file_name(name)),
             );
         }
+        let owner = backups.last().map(|backup| backup.system_identifier);
         let mut histories = BTreeMap::new();
         let mut recorded = BTreeSet::new();
         let mut damaged_histories = BTreeMap::new();
@@ -101,7 +102,7 @@ impl RecoverySources {
                 .timelines
                 .get(&timeline)
                 .is_some_and(|held| held.history);
-            let history = match history(cluster, &archive, timeline, archived) {
+            let history = match history(cluster, &archive, timeline, archived, owner) {
                 Ok(Some(history)) => {
                     recorded.insert(timeline);
                     history
@@ -218,26 +219,43 @@ impl RecoverySources {
     }
 }
 
+/// Backups that cannot be read are told by the choice of a backup.
+const PASSED_OVER: Look<'static> = Look {
+    cache: None,
+    unreadable_are_passed_over: true,
+};
+
 /// The ancestry of a timeline, from the archive or from a backup; `None` where neither has it.
 fn history(
     cluster: &Cluster,
     archive: &WalArchive,
     timeline: TimelineId,
     archived: bool,
+    owner: Option<SystemIdentifier>,
 ) -> Result<Option<TimelineHistory>> {
     let name = history_file_name(timeline);
+    if timeline.0 == 1 {
+        return Ok(None);
+    }
     if archived {
-        return archive.history(timeline).map_err(|e| {
+        let found = archive.read_file_and_owner(&name).map_err(|e| {
             doing(
                 &format!("could not read timeline history file \"{name}\""),
                 e,
             )
-        });
+        })?;
+        return match found {
+            Some((_, of)) if owner.is_some_and(|owner| owner != of) => Err(Error::new(
+                ErrorKind::Damaged,
+                format!(
+                    "timeline history file \"{name}\" is of the cluster with system identifier {of}"
+                ),
+            )),
+            Some((text, _)) => parse_history(&text, timeline).map(Some),
+            None => Ok(None),
+        };
     }
-    if timeline.0 == 1 {
-        return Ok(None);
-    }
-    let Some(text) = file_in_backups(cluster, None, &name)? else {
+    let Some(text) = file_in_backups(cluster, PASSED_OVER, &name)? else {
         return Ok(None);
     };
     parse_history(&text, timeline).map(Some)

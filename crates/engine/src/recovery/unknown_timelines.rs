@@ -24,6 +24,8 @@ pub(super) struct UnknownTimelines {
     /// Ascending.
     numbers: Vec<TimelineId>,
     followed: TimelineId,
+    /// Why the newest one's history file cannot be read, if there is one.
+    damage: Option<String>,
 }
 
 impl UnknownTimelines {
@@ -32,31 +34,52 @@ impl UnknownTimelines {
             .without_history()
             .filter(|timeline| *timeline > followed)
             .collect();
-        (!numbers.is_empty()).then_some(Self { numbers, followed })
+        let newest = numbers.last()?;
+        let damage = sources.damaged_histories.get(newest).cloned();
+        Some(Self {
+            numbers,
+            followed,
+            damage,
+        })
     }
 
     pub(super) fn newest(&self) -> TimelineId {
         self.numbers.last().copied().unwrap_or(self.followed)
     }
 
+    /// What is wrong with its history file.
+    fn problem(&self) -> String {
+        let file = history_file_name(self.newest());
+        match &self.damage {
+            Some(damage) => format!("its history file \"{file}\" cannot be used ({damage})"),
+            None => format!("its history file \"{file}\" is not held"),
+        }
+    }
+
     pub(super) fn note(&self) -> String {
         format!(
-            "WAL of timeline {} is held, but not its history file \"{}\", so that it is not known where it comes from: recovery follows timeline {}.",
+            "WAL of timeline {} is held, and {}, so that it is not known where it comes from: recovery follows timeline {}.",
             self.newest(),
-            history_file_name(self.newest()),
+            self.problem(),
             self.followed
         )
     }
 
     pub(super) fn refusal(&self) -> Error {
+        let remedy = match &self.damage {
+            Some(_) => format!(
+                "Remove the file from the repository and bring it again. {}",
+                push_history(self.newest())
+            ),
+            None => push_history(self.newest()),
+        };
         Error::failed(format!(
-            "the WAL of timeline {} would be left out: it is held, but not its history file \"{}\", which says where it comes from",
+            "the WAL of timeline {} would be left out: {}, which says where it comes from",
             self.newest(),
-            history_file_name(self.newest())
+            self.problem()
         ))
         .hint(format!(
-            "{} Or --target-timeline {} restores without it.",
-            push_history(self.newest()),
+            "{remedy} Or --target-timeline {} restores without it.",
             self.followed
         ))
     }

@@ -47,6 +47,15 @@ pub(crate) struct Cache<'a> {
     pub lately_will_do: bool,
 }
 
+/// A look at the backups' WAL.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Look<'a> {
+    /// The file in which the WAL of backups is remembered.
+    pub cache: Option<Cache<'a>>,
+    /// Backups that cannot be read may have what was asked for, and are passed over all the same.
+    pub unreadable_are_passed_over: bool,
+}
+
 impl BackupWal {
     /// Writes the segment to `to`, and returns whose it is.
     pub(super) fn read(
@@ -65,23 +74,35 @@ impl BackupWal {
 /// Those of the store. A backup that cannot be read does not hide the others.
 pub(super) fn in_backups(
     cluster: &Cluster,
-    cache: Option<Cache<'_>>,
+    look: Look<'_>,
     segment: WalSegmentName,
     size: WalSegmentSize,
 ) -> Result<Option<BackupWal>> {
     let mut best: Option<BackupWal> = None;
-    for (backup, stretch) in stretches(cluster, cache)? {
+    let mut known = stretches(cluster, look.cache)?;
+    for (backup, stretch) in &known.stretches {
         let Some(end) = stretch.end_in(segment, size) else {
             continue;
         };
         if best.as_ref().is_some_and(|best| best.end >= end) {
             continue;
         }
-        // Where the backup's stretch spans a change of timeline, not each timeline's segment lies with it.
         let name = segment.name(size);
-        if cluster.has_backup_wal(&backup, &name)? {
-            best = Some(BackupWal { backup, name, end });
+        if cluster.has_backup_wal(backup, &name)? {
+            best = Some(BackupWal {
+                backup: backup.clone(),
+                name,
+                end,
+            });
+        } else if stretch.is_of_one_timeline() {
+            // Where the stretch spans a change of timeline, not each timeline's segment lies with the backup.
+            let key = layout::backup_wal(cluster.name(), backup, &name)?;
+            let lost = RepositoryError::damaged(key, "object", "it is not there any more");
+            known.unreadable.get_or_insert(lost);
         }
+    }
+    if best.is_none() {
+        known.prove_absence(look)?;
     }
     Ok(best)
 }
@@ -92,14 +113,16 @@ pub(super) fn in_backups(
 /// Those of the store.
 pub(crate) fn file_in_backups(
     cluster: &Cluster,
-    cache: Option<Cache<'_>>,
+    look: Look<'_>,
     name: &str,
 ) -> Result<Option<Vec<u8>>> {
-    for (backup, stretch) in stretches(cluster, cache)?.iter().rev() {
+    let known = stretches(cluster, look.cache)?;
+    for (backup, stretch) in known.stretches.iter().rev() {
         if stretch.history.iter().any(|history| history == name) {
             return Ok(Some(cluster.read_backup_history(backup, name)?));
         }
     }
+    known.prove_absence(look)?;
     Ok(None)
 }
 
@@ -109,16 +132,21 @@ pub(crate) fn file_in_backups(
 /// Those of the store.
 pub(super) fn backed_up_on(
     cluster: &Cluster,
-    cache: Option<Cache<'_>>,
+    look: Look<'_>,
     timeline: TimelineId,
 ) -> Result<bool> {
     let name = |segment: &str| segment.starts_with(&format!("{:08X}", timeline.0));
-    Ok(stretches(cluster, cache)?
+    Ok(stretches(cluster, look.cache)?
+        .stretches
         .values()
         .any(|stretch| name(&stretch.first) || name(&stretch.last)))
 }
 
 impl Stretch {
+    fn is_of_one_timeline(&self) -> bool {
+        self.first.get(..8) == self.last.get(..8)
+    }
+
     /// Up to where it holds WAL of `segment`; `None` when it lies outside.
     fn end_in(&self, segment: WalSegmentName, size: WalSegmentSize) -> Option<Lsn> {
         let first = WalSegmentName::parse(&self.first, size)?;
@@ -137,19 +165,38 @@ impl Stretch {
     }
 }
 
-/// The WAL of every backup.
-fn stretches(cluster: &Cluster, cache: Option<Cache<'_>>) -> Result<BTreeMap<BackupId, Stretch>> {
+/// The WAL of every backup that can be read.
+struct Known {
+    stretches: BTreeMap<BackupId, Stretch>,
+    /// The first that cannot be read: damaged, or closed to this user.
+    unreadable: Option<RepositoryError>,
+}
+
+impl Known {
+    /// Checks that no other backup may have what these have not.
+    fn prove_absence(self, look: Look<'_>) -> Result<()> {
+        match self.unreadable {
+            Some(error) if !look.unreadable_are_passed_over => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn stretches(cluster: &Cluster, cache: Option<Cache<'_>>) -> Result<Known> {
     let known = cache.map(|cache| read(cache.file)).unwrap_or_default();
     let age = |file: &Path| fs::metadata(file).ok()?.modified().ok()?.elapsed().ok();
     let fresh = cache
         .filter(|cache| cache.lately_will_do)
         .and_then(|cache| age(cache.file));
     if fresh.is_some_and(|age| age < FRESH_FOR) {
-        return Ok(known);
+        return Ok(Known {
+            stretches: known,
+            unreadable: None,
+        });
     }
     let mut stretches = BTreeMap::new();
     let owner = cluster.owner()?;
-    let mut closed = None;
+    let mut unreadable = None;
     let ids = cluster
         .store()
         .list_folders(&layout::backups_folder(cluster.name()))
@@ -165,28 +212,24 @@ fn stretches(cluster: &Cluster, cache: Option<Cache<'_>>) -> Result<BTreeMap<Bac
                     history: summary.wal.history,
                 },
                 Err(RepositoryError::NoBackup { .. }) => continue,
-                Err(error) if error.is_closed() => {
-                    closed = Some(error);
+                // Of another cluster: no source.
+                Err(RepositoryError::ForeignBackup { .. }) => continue,
+                Err(error) if error.is_closed() || error.is_about_one_object() => {
+                    unreadable.get_or_insert(error);
                     continue;
                 }
-                // Damaged, or of another cluster: no source.
-                Err(error) if error.is_about_one_object() => continue,
                 Err(error) => return Err(error.into()),
             },
         };
         stretches.insert(id, stretch);
     }
-    // One folder of another user's costs only what needs it. If all are closed, this user's rights are wrong, and nothing is
-    // proven absent.
-    if stretches.is_empty()
-        && let Some(error) = closed
-    {
-        return Err(error.into());
-    }
     if let Some(cache) = cache {
         write(cache.file, &stretches);
     }
-    Ok(stretches)
+    Ok(Known {
+        stretches,
+        unreadable,
+    })
 }
 
 fn read(cache: &Path) -> BTreeMap<BackupId, Stretch> {

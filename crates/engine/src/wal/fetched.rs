@@ -192,6 +192,7 @@ pub(super) fn next() -> u32 {
 pub(super) fn create(path: &Path) -> io::Result<File> {
     let create = || {
         OpenOptions::new()
+            .read(true)
             .write(true)
             .create_new(true)
             .mode(0o600)

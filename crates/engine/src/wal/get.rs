@@ -1,16 +1,17 @@
 //! `restore_command`: one WAL file out of the repository. What the prefetcher has brought is taken from the spool;
 //! everything else is fetched here.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use leeward_pgformat::control_file::ControlFile;
 use leeward_pgformat::wal_segment::{
-    WalSegmentName, WalSegmentSize, is_backup_history_file_name, is_history_file_name,
-    is_wal_segment_name, parse_history_file_name,
+    WAL_LONG_HEADER_SIZE, WalLongHeader, WalSegmentName, WalSegmentSize,
+    is_backup_history_file_name, is_history_file_name, is_wal_segment_name,
+    parse_history_file_name,
 };
 use leeward_pgformat::{Lsn, SystemIdentifier, TimelineId};
 use leeward_repository::catalog::{Cluster, Repository};
@@ -19,7 +20,7 @@ use leeward_repository::store::Store;
 use leeward_repository::url::RepositoryUrl;
 use leeward_repository::wal_archive::WalArchive;
 
-use super::backup_wal::{BackupWal, Cache, backed_up_on, file_in_backups, in_backups};
+use super::backup_wal::{BackupWal, Cache, Look, backed_up_on, file_in_backups, in_backups};
 use super::fetched::{Fetched, Take};
 use super::server::ServerDirectories;
 use super::target::{Target, unwritable};
@@ -239,14 +240,17 @@ impl Get<'_> {
             .read_pieces(segment, size, &mut pieces.file)
             .map_err(|e| self.failed(e))?;
         let cache = self.cache_file();
-        let found = in_backups(cluster, self.cache(cache.as_deref()), segment, size)?;
+        let found = in_backups(cluster, self.look(cache.as_deref()), segment, size)?;
         let found = found.filter(|found| pieces_end.is_none_or(|end| found.end > end));
         let (mut target, end) = match (found, pieces_end) {
             (Some(found), _) => {
                 drop(pieces);
                 (self.bring_from_backup(cluster, &found)?, found.end)
             }
-            (None, Some(end)) => (pieces, end),
+            (None, Some(end)) => {
+                self.check_owner(owner_of(&pieces.file).map_err(|e| self.failed(e))?)?;
+                (pieces, end)
+            }
             (None, None) => return Ok(None),
         };
         let missing = segment.end_lsn(size) - end.min(segment.end_lsn(size));
@@ -255,7 +259,7 @@ impl Get<'_> {
     }
 
     fn cache_file(&self) -> Option<PathBuf> {
-        Some(self.spool.as_ref()?.folder().join("backups"))
+        Some(self.spool.as_ref()?.folder().join("backups-2"))
     }
 
     fn cache<'b>(&self, file: Option<&'b Path>) -> Option<Cache<'b>> {
@@ -263,6 +267,14 @@ impl Get<'_> {
             file,
             lately_will_do: self.is_standby(),
         })
+    }
+
+    /// How the backups are looked at. A standby asks again, and a server that was told where its WAL ends needs no more proof.
+    fn look<'b>(&self, cache: Option<&'b Path>) -> Look<'b> {
+        Look {
+            cache: self.cache(cache),
+            unreadable_are_passed_over: self.is_standby() || self.options.hole_is_known,
+        }
     }
 
     fn bring_from_backup(&self, cluster: &Cluster, found: &BackupWal) -> Result<Target> {
@@ -367,14 +379,17 @@ impl Get<'_> {
         let name = &self.options.name;
         let store = (self.means.open)()?;
         let cluster = Cluster::assumed(store, &self.options.cluster)?;
-        // Such a file does not say whose it is, and its absence says something only of the right place.
+        // Its absence says something only of the right place.
         self.verify(&cluster)?;
-        let archived = WalArchive::new(&cluster).read_file(name);
+        let archived = WalArchive::new(&cluster).read_file_and_owner(name);
         let content = match archived.map_err(|e| self.failed(e))? {
-            Some(content) => content,
+            Some((content, owner)) => {
+                self.check_owner(owner)?;
+                content
+            }
             None => {
                 let cache = self.cache_file();
-                match file_in_backups(&cluster, self.cache(cache.as_deref()), name)? {
+                match file_in_backups(&cluster, self.look(cache.as_deref()), name)? {
                     Some(content) => content,
                     None => {
                         self.refuse_a_timeline_in_use(&cluster)?;
@@ -417,7 +432,7 @@ impl Get<'_> {
             .map_err(|e| self.failed(e))?;
         if held.segments.is_empty()
             && held.pieces.is_empty()
-            && !backed_up_on(cluster, self.cache(self.cache_file().as_deref()), timeline)?
+            && !backed_up_on(cluster, self.look(self.cache_file().as_deref()), timeline)?
         {
             return Ok(());
         }
@@ -491,6 +506,19 @@ fn size_in_repository(archive: &WalArchive, cluster: &Cluster) -> Result<WalSegm
     let size = backups.last().map(|backup| backup.wal.segment_size_bytes);
     let size = size.and_then(|size| WalSegmentSize::new(u32::try_from(size).ok()?));
     Ok(size.unwrap_or(WalSegmentSize::DEFAULT))
+}
+
+/// Returns the cluster that a WAL segment is of, by its first page.
+fn owner_of(segment: &File) -> std::result::Result<SystemIdentifier, RepositoryError> {
+    let mut start = [0; WAL_LONG_HEADER_SIZE];
+    let read = segment.read_exact_at(&mut start, 0);
+    let header = read.and_then(|()| WalLongHeader::parse(&start).map_err(io::Error::other));
+    header
+        .map(|header| header.system_identifier)
+        .map_err(|source| RepositoryError::Io {
+            action: "read the header of a WAL segment".to_owned(),
+            source,
+        })
 }
 
 /// There is a repository, the cluster is in it, and it is this server's.

@@ -11,7 +11,7 @@ mod server;
 mod spool;
 mod target;
 
-pub(crate) use backup_wal::file_in_backups;
+pub(crate) use backup_wal::{Look, file_in_backups};
 pub use get::{GetMeans, GetOptions, GetOutcome, PrefetchCall, get};
 pub use prefetch::{PrefetchOptions, prefetch};
 pub use push::{PushOptions, PushOutcome, push};

@@ -256,6 +256,10 @@ impl Push<'_> {
                 && identity.endpoint == endpoint
                 && (identity.seen_at..=identity.seen_at + IDENTITY_SECONDS).contains(&now)
         });
+        // The probe writes: not into a place that is not the repository any more.
+        if before.is_some() && !known {
+            Repository::open(Arc::clone(&store))?;
+        }
         let Writable {
             store,
             conditional_writes,

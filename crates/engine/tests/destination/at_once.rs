@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 
 use leeward_engine::error::ErrorKind;
 
-use crate::place::{Place, refused};
+use crate::place::{Place, VERSION, refused};
 
 #[test]
 fn a_second_restore_keeps_its_hands_off() {
@@ -59,6 +59,22 @@ fn a_file_that_comes_to_the_data_directory_is_not_replaced() {
     fs::remove_file(&letter).expect("removed");
     place.restore().expect("restored");
     place.assert_whole("space");
+}
+
+#[test]
+fn a_server_that_comes_to_a_tablespace_keeps_its_rows() {
+    let place = Place::new();
+    let outcome = place.meanwhile(|| {
+        place.move_a_server_into("space");
+    });
+    refused(
+        outcome,
+        ErrorKind::Refused,
+        &[VERSION, "while the restore ran"],
+    );
+    let rows = place.path("space").join(VERSION).join("5/30000");
+    assert_eq!(fs::read_to_string(rows).expect("read"), "live rows");
+    place.assert_not_startable();
 }
 
 #[test]

@@ -209,21 +209,8 @@ fn one_that_was_interrupted_before_its_record_is_done_again() {
 #[test]
 fn one_that_was_interrupted_while_it_moved_is_done_again() {
     let place = Place::new();
-    let rows = || place.path("space").join(VERSION).join("5/30000");
-    let outcome = place.meanwhile(|| {
-        place.move_a_server_into("space");
-    });
-    refused(
-        outcome,
-        ErrorKind::Refused,
-        &[VERSION, "while the restore ran"],
-    );
-    assert_eq!(fs::read_to_string(rows()).expect("read"), "live rows");
-    place.assert_not_startable();
-    assert!(
-        place.path("restored/base/5/16384").exists(),
-        "the rest was moved up"
-    );
+    place.interrupt_among_moves();
+    place.move_a_server_into("space");
 
     // While the server is there it is refused, and nothing is touched.
     refused(place.restore(), ErrorKind::Refused, &[VERSION]);
@@ -236,15 +223,11 @@ fn one_that_was_interrupted_while_it_moved_is_done_again() {
 #[test]
 fn something_else_under_the_name_of_what_was_moved_stays() {
     let place = Place::new();
-    let outcome = place.meanwhile(|| {
-        place.move_a_server_into("space");
-    });
-    refused(outcome, ErrorKind::Refused, &[VERSION]);
+    place.interrupt_among_moves();
     let base = place.path("restored/base");
     fs::rename(&base, place.path("base")).expect("moved");
     fs::create_dir(&base).expect("made");
     fs::write(base.join("letter"), "mine").expect("a file");
-    fs::remove_dir_all(place.path("space").join(VERSION)).expect("the server left");
     refused(
         place.restore(),
         ErrorKind::Refused,

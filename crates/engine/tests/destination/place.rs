@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use leeward_engine::error::{Error, ErrorKind, Result};
 use leeward_engine::restore::{RestoreOptions, RestoreOutcome, restore};
@@ -109,6 +109,24 @@ impl Place {
                 .exists()
         );
         assert!(self.own_in("space").join(VERSION).exists());
+    }
+
+    /// A restore that is killed when it has moved up the first directory.
+    pub fn interrupt_among_moves(&self) {
+        self.interrupt();
+        let unfinished = self.path("restored/leeward.restoring");
+        let base = unfinished.join("data/base");
+        let facts = fs::metadata(&base).expect("look");
+        let born = facts.created().ok().map(|born| {
+            let since = born.duration_since(UNIX_EPOCH).expect("after 1970");
+            (since.as_secs(), since.subsec_nanos())
+        });
+        let record = unfinished.join("restore.json");
+        let mut json: serde_json::Value =
+            serde_json::from_slice(&fs::read(&record).expect("read")).expect("JSON");
+        json["moved"] = serde_json::json!([{"name": "base", "inode": facts.ino(), "born": born}]);
+        fs::write(&record, json.to_string()).expect("written");
+        fs::rename(&base, self.path("restored/base")).expect("moved");
     }
 
     /// Does something while a restore waits with all files written; returns what became of the restore.

@@ -6,13 +6,13 @@ use leeward_engine::wal::GetOutcome;
 use leeward_engine::{catalog, wal::list::list};
 use leeward_fixtures::{Backup, Wal, archive, record_end};
 use leeward_pgformat::wal_segment::history_file_name;
-use leeward_pgformat::{Lsn, SystemIdentifier, TimelineId, TransactionId};
+use leeward_pgformat::{Lsn, SystemIdentifier, TimelineId, TransactionId, WalSegmentName};
 use leeward_repository::catalog::Repository;
 use leeward_repository::layout;
 use leeward_repository::store::Key;
 use leeward_repository::wal_archive::WalArchive;
 
-use crate::world::{BACKUP, CLUSTER, World};
+use crate::world::{BACKUP, CLUSTER, World, wal};
 
 const SECOND: &str = "20261123T023000Z-aaaa";
 const THIRD: &str = "20261124T023000Z-bbbb";
@@ -271,4 +271,64 @@ fn a_timeline_without_its_history_file_is_no_free_number() {
     store_history(2);
     let found = world.get(&server, &history).expect("asked");
     assert_eq!(found, GetOutcome::Found);
+}
+
+fn causes(error: &dyn std::error::Error) -> String {
+    let source = error.source().map(causes).unwrap_or_default();
+    format!("{error}: {source}")
+}
+
+/// A file that somebody copied from another cluster's archive: what it says is not of this one.
+#[test]
+fn a_history_file_of_another_cluster_is_refused() {
+    let world = World::new();
+    archive(&world.cluster, &going_on(&world.wal, 2));
+    let content = format!("1\t{}\tno recovery target specified\n", world.wal.end());
+    let history = history_file_name(TimelineId(2));
+    let other = SystemIdentifier(world.wal.system_identifier.0 + 1);
+    WalArchive::new(&world.cluster)
+        .store_file(&history, other, content.as_bytes())
+        .expect("stored");
+
+    let error = world.restore("refused").expect_err("it leads elsewhere");
+    assert!(causes(&error).contains(&other.to_string()), "{error}");
+    let server = world.server("server");
+    let error = world.get(&server, &history).expect_err("it is refused");
+    assert!(causes(&error).contains(&other.to_string()), "{error}");
+}
+
+/// Two servers went on from one moment: one was backed up, the other archives. Recovery would take what the other did.
+#[test]
+fn a_backup_that_the_archive_contradicts_is_refused() {
+    for segment in [1, 2] {
+        let world = World::new();
+        let size = world.wal.size;
+        let number = size.segment_number(world.wal.start) + segment;
+        let name = WalSegmentName {
+            timeline: TimelineId(1),
+            number,
+        };
+        let key = layout::archived_wal(CLUSTER, name.timeline, &name.name(size)).expect("a key");
+        world.store.delete(&key).expect("deleted");
+        // One of both alone contradicts nothing.
+        let immediate = || RecoveryTarget::Immediate;
+        let alone = world.restore_to(None, immediate(), "alone");
+        alone.expect("restored");
+        // The records begin and end where those of the other do: nothing but their content tells.
+        let mut other = wal(2, 5);
+        let begin = (segment * size.bytes()) as usize;
+        other.bytes = other.bytes[begin..begin + size.bytes() as usize].to_vec();
+        other.start = name.start_lsn(size);
+        archive(&world.cluster, &other);
+        for target in [RecoveryTarget::End, immediate()] {
+            let error = world
+                .restore_to(None, target, "refused")
+                .expect_err("two histories");
+            assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+            assert!(error.to_string().contains(&name.name(size)), "{error}");
+            assert!(!world.path("refused").exists());
+        }
+        // As the hint says.
+        world.export("exported").expect("exported");
+    }
 }

@@ -260,7 +260,6 @@ impl Counts {
     fn exceeded(&self) -> Option<(&'static str, usize)> {
         [
             ("timelines", self.timelines, 10_000),
-            ("WAL segments", self.segments, 1 << 25),
             ("unbroken runs of WAL segments", self.runs, 1 << 20),
             ("pieces", self.pieces, PIECES_LIMIT),
             ("backup history files", self.backup_files, 1 << 20),
@@ -345,7 +344,7 @@ impl WalArchive {
         })?;
         let Some(key) = found else { return Ok(None) };
         let mut nowhere = io::sink();
-        let mut wal = Beginning::new(&mut nowhere);
+        let mut wal = Beginning::new(&mut nowhere, WalSegmentSize::DEFAULT);
         read_object(&*self.store, &key, &mut wal)?;
         match WalLongHeader::parse(&wal.start) {
             Ok(header) => Ok(Some(header.segment_size)),

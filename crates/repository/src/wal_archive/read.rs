@@ -3,9 +3,9 @@
 use std::io::{self, Write};
 
 use bytes::Bytes;
-use leeward_pgformat::wal_segment::{WAL_LONG_HEADER_SIZE, history_file_name};
+use leeward_pgformat::wal_segment::WAL_LONG_HEADER_SIZE;
 use leeward_pgformat::{
-    Lsn, TimelineHistory, TimelineId, WalContents, WalScanner, WalSegmentName, WalSegmentSize,
+    Lsn, SystemIdentifier, WalContents, WalScanner, WalSegmentName, WalSegmentSize,
 };
 
 use super::WalArchive;
@@ -35,7 +35,7 @@ impl WalArchive {
         to: &mut dyn Write,
     ) -> Result<Option<WalObjectInfo>, RepositoryError> {
         let key = self.segment_key(segment, size)?;
-        let mut wal = Beginning::new(to);
+        let mut wal = Beginning::new(to, size);
         let info = match read_object(&*self.store, &key, &mut wal) {
             Err(RepositoryError::Store(error)) if error.is_not_found() => return Ok(None),
             other => other?,
@@ -65,6 +65,18 @@ impl WalArchive {
     /// [`RepositoryError::WalRefused`] for another name, [`RepositoryError::Damaged`],
     /// [`RepositoryError::NewerFormat`]; those of the store.
     pub fn read_file(&self, name: &str) -> Result<Option<Vec<u8>>, RepositoryError> {
+        let found = self.read_file_and_owner(name)?;
+        Ok(found.map(|(content, _)| content))
+    }
+
+    /// [`WalArchive::read_file`], with the cluster that the file is of.
+    ///
+    /// # Errors
+    /// Those of [`WalArchive::read_file`].
+    pub fn read_file_and_owner(
+        &self,
+        name: &str,
+    ) -> Result<Option<(Vec<u8>, SystemIdentifier)>, RepositoryError> {
         let timeline = timeline_of_file(name).ok_or_else(|| RepositoryError::WalRefused {
             wal: name.to_owned(),
             problem: "it is neither a timeline history file nor a backup history file".to_owned(),
@@ -85,33 +97,9 @@ impl WalArchive {
                     info.plain_length
                 ),
             )),
-            Ok(_) => Ok(Some(content.bytes)),
+            Ok(info) => Ok(Some((content.bytes, info.facts.system_identifier))),
             Err(RepositoryError::Store(error)) if error.is_not_found() => Ok(None),
             Err(error) => Err(error),
-        }
-    }
-
-    /// The ancestry of a timeline, from its history file; `None` when that is not there. Timeline 1 needs none.
-    ///
-    /// # Errors
-    /// As [`WalArchive::read_file`].
-    pub fn history(
-        &self,
-        timeline: TimelineId,
-    ) -> Result<Option<TimelineHistory>, RepositoryError> {
-        if timeline == TimelineId(1) {
-            return Ok(Some(TimelineHistory::without_ancestors(timeline)));
-        }
-        let name = history_file_name(timeline);
-        let Some(content) = self.read_file(&name)? else {
-            return Ok(None);
-        };
-        match TimelineHistory::parse(content, timeline) {
-            Ok(history) => Ok(Some(history)),
-            Err(error) => {
-                let key = layout::archived_wal(&self.cluster, timeline, &name)?;
-                Err(RepositoryError::damaged(key, "file", error))
-            }
         }
     }
 
@@ -199,24 +187,32 @@ impl Write for Walk {
     }
 }
 
-/// Hands on what is written to it, and keeps the first bytes.
+/// Hands on what is written to it, a segment at most, and keeps the first bytes. What is more is left out, and seen by the
+/// length that the reader is told.
 pub(super) struct Beginning<'a> {
     pub(super) start: Vec<u8>,
     to: &'a mut dyn Write,
+    left: u64,
 }
 
 impl<'a> Beginning<'a> {
-    pub(super) fn new(to: &'a mut dyn Write) -> Self {
+    pub(super) fn new(to: &'a mut dyn Write, size: WalSegmentSize) -> Self {
         Self {
             start: Vec::with_capacity(WAL_LONG_HEADER_SIZE),
             to,
+            left: size.bytes(),
         }
     }
 }
 
 impl Write for Beginning<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let length = self.to.write(bytes)?;
+        if self.left == 0 {
+            return Ok(bytes.len());
+        }
+        let room = self.left.min(bytes.len() as u64) as usize;
+        let length = self.to.write(&bytes[..room])?;
+        self.left -= length as u64;
         let wanted = WAL_LONG_HEADER_SIZE - self.start.len();
         self.start.extend_from_slice(&bytes[..length.min(wanted)]);
         Ok(length)

@@ -3,7 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use leeward_pgformat::{Lsn, TimelineId, TimestampTz, WalSegmentName};
+use leeward_pgformat::wal_segment::history_file_name;
+use leeward_pgformat::{Lsn, TimelineHistory, TimelineId, TimestampTz, WalSegmentName};
 use leeward_repository::store::local::LocalStore;
 use leeward_repository::wal_archive::{Gap, Piece};
 
@@ -99,7 +100,9 @@ fn format_1_is_read() {
     assert_eq!(end.expect("read"), Some(wal.end()));
     assert!(bytes == begun);
 
-    let history = archive.history(TIMELINE).expect("read").expect("there");
+    let history = archive.read_file(&history_file_name(TIMELINE));
+    let history = TimelineHistory::parse(history.expect("read").expect("there"), TIMELINE);
+    let history = history.expect("sound");
     assert_eq!(history.switch_lsn(TimelineId(1)), Some(Lsn(0x20_0110)));
     assert_eq!(held.gaps, [gap().begin..gap().end].as_slice());
     assert_eq!(archive.gap(TIMELINE, &held.gaps[0]).expect("read"), gap());

@@ -5,17 +5,18 @@ use leeward_pgformat::{Lsn, TimelineHistory, TimelineId, WalSegmentName, WalSegm
 use leeward_repository::wal_archive::{Holdings, TimelineHoldings, contiguous_pieces};
 
 /// The WAL segment that is missing first on the way to the server's timeline: behind what the archive holds without a
-/// hole. What lies before the first thing it holds, or before the last recorded gap, is not looked for. `None` when it
-/// holds nothing on this way.
+/// hole. What lies before the first thing it holds, or before the last recorded gap, is not looked for; what the server has from
+/// `kept_from` on is no gap, whatever is recorded. `None` when it holds nothing on this way.
 pub(super) fn first_missing(
     history: &TimelineHistory,
     holdings: &Holdings,
+    kept_from: Lsn,
     size: WalSegmentSize,
 ) -> Option<WalSegmentName> {
     let ranges = history.ranges();
     let (at, anchor) = ranges.iter().enumerate().rev().find_map(|(at, range)| {
         let held = holdings.timelines.get(&range.timeline)?;
-        anchor(held, range, size).map(|number| (at, number))
+        anchor(held, range, kept_from, size).map(|number| (at, number))
     })?;
     let mut number = anchor;
     for (range, next) in ranges[at..]
@@ -46,7 +47,12 @@ pub(super) fn first_missing(
 }
 
 /// The number of the WAL segment from which on a timeline's WAL is wanted without a hole.
-fn anchor(held: &TimelineHoldings, range: &TimelineRange, size: WalSegmentSize) -> Option<u64> {
+fn anchor(
+    held: &TimelineHoldings,
+    range: &TimelineRange,
+    kept_from: Lsn,
+    size: WalSegmentSize,
+) -> Option<u64> {
     let first = size.segment_number(range.begin);
     let last = range
         .end
@@ -55,6 +61,7 @@ fn anchor(held: &TimelineHoldings, range: &TimelineRange, size: WalSegmentSize) 
     let gap_end = held
         .gaps
         .iter()
+        .filter(|gap| gap.start < kept_from)
         .map(|gap| size.segment_number(gap.end))
         .filter(|number| *number >= first && *number <= last)
         .max();
@@ -191,7 +198,7 @@ mod tests {
     }
 
     fn missing(target: u32, holdings: &Holdings) -> Option<(u32, u64)> {
-        first_missing(&history(target), holdings, SIZE)
+        first_missing(&history(target), holdings, Lsn(u64::MAX), SIZE)
             .map(|segment| (segment.timeline.0, segment.number))
     }
 
@@ -211,6 +218,13 @@ mod tests {
             missing(1, &holdings([&[2, 4], &[]], &[], Some(48..64))),
             Some((1, 5)),
             "a recorded one"
+        );
+        let recorded = holdings([&[2, 4], &[]], &[], Some(48..64));
+        let wanted = first_missing(&history(1), &recorded, Lsn(48 * MIB), SIZE);
+        assert_eq!(
+            wanted.map(|segment| segment.number),
+            Some(3),
+            "the server has it"
         );
         assert_eq!(
             missing(1, &holdings([&[2], &[]], &[(48, 50)], None)),
@@ -260,7 +274,8 @@ mod tests {
     #[test]
     fn what_is_compared_first() {
         let before = |target: u32, holdings: &Holdings| {
-            let wanted = first_missing(&history(target), holdings, SIZE).expect("something held");
+            let wanted = first_missing(&history(target), holdings, Lsn(u64::MAX), SIZE)
+                .expect("something held");
             held_before(wanted, holdings).map(|held| (held.timeline.0, held.number))
         };
         assert_eq!(

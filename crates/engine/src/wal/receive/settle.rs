@@ -82,9 +82,10 @@ impl Receiver<'_> {
         let size = self.size();
         let by_slot =
             |lsn: Lsn| WalSegmentName::containing(server.history.timeline_of(lsn), lsn, size);
-        let from_slot = by_slot(server.restart_lsn.unwrap_or(server.identity.flushed));
+        let kept_from = server.restart_lsn.unwrap_or(server.identity.flushed);
+        let from_slot = by_slot(kept_from);
         loop {
-            let wanted = match resume::first_missing(&server.history, &holdings, size) {
+            let wanted = match resume::first_missing(&server.history, &holdings, kept_from, size) {
                 Some(segment) => segment,
                 None => {
                     let behind_backup = self.behind_newest_backup(server)?;
@@ -143,12 +144,39 @@ impl Receiver<'_> {
         } else {
             holdings
         };
-        if let Some(desk) = &self.desk {
-            for segment in resume::left_over(&holdings) {
+        for segment in resume::left_over(&holdings) {
+            if self.is_proven(segment)?
+                && let Some(desk) = &self.desk
+            {
                 desk.queue.leave_over(segment);
             }
         }
         Ok(holdings)
+    }
+
+    /// Reads a whole WAL segment back, before its pieces are deleted: they may be the only sound copy.
+    fn is_proven(&mut self, segment: WalSegmentName) -> Result<bool> {
+        let size = self.size();
+        let what = format!("read WAL segment {}", segment.name(size));
+        let damage = self.patiently(&what, |receiver| {
+            let Some(desk) = &receiver.desk else {
+                return Ok(None);
+            };
+            let read = desk
+                .archive
+                .read_segment(segment, size, &mut std::io::sink());
+            match read {
+                Err(error) if error.is_about_one_object() => Ok(Some(error.to_string())),
+                read => read.map(|_| None),
+            }
+        })?;
+        if let Some(damage) = &damage {
+            self.notice(format!(
+                "WAL segment {} cannot be used as the archive has it, so its pieces are kept; remove that object: {damage}.",
+                segment.name(size)
+            ));
+        }
+        Ok(damage.is_none())
     }
 
     /// Makes a whole WAL segment of its pieces. Whether that was possible.
