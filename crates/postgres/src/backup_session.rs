@@ -135,6 +135,8 @@ pub struct BackupStart {
 pub struct Position {
     /// Replayed up to here on a standby, flushed up to here on a primary.
     pub replay_lsn: Lsn,
+    /// Replay stands still between two records, since somebody paused it.
+    pub is_paused: bool,
     /// Received up to here by streaming.
     pub receive_lsn: Option<Lsn>,
     /// WAL received and not yet replayed, in bytes.
@@ -279,6 +281,7 @@ impl BackupSession {
         let replay = read_replay_state(&mut self.connection, PATIENCE)?;
         Ok(Position {
             replay_lsn: replay.lsn,
+            is_paused: replay.is_paused,
             receive_lsn: replay.receive_lsn,
             replay_lag_bytes: replay.lag_bytes,
             replay_lag: replay.lag,

@@ -70,6 +70,8 @@ impl Tablespace {
 pub struct ReplayState {
     /// Replayed up to here on a standby, flushed up to here on a primary.
     pub lsn: Lsn,
+    /// Replay stands still between two records, since somebody paused it.
+    pub is_paused: bool,
     /// Received by streaming up to here; absent on a primary and on a standby that was never streamed to.
     pub receive_lsn: Option<Lsn>,
     /// WAL received and not replayed yet, in bytes.
@@ -292,7 +294,8 @@ const REPLAY_STATE: &str = "SELECT \
      CASE WHEN r.recovering THEN extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8 END, \
      (extract(epoch FROM clock_timestamp()) * 1000)::int8, \
      greatest((SELECT timeline_id FROM pg_control_checkpoint()), \
-              CASE WHEN r.recovering THEN (SELECT min_recovery_end_timeline FROM pg_control_recovery()) END) \
+              CASE WHEN r.recovering THEN (SELECT min_recovery_end_timeline FROM pg_control_recovery()) END), \
+     CASE WHEN r.recovering THEN pg_get_wal_replay_pause_state() = 'paused' END \
      FROM (SELECT pg_is_in_recovery() AS recovering) r";
 
 fn ask(connection: &mut Connection, sql: &str) -> Result<Rows, Error> {
@@ -321,6 +324,7 @@ pub(crate) fn read_replay_state(
     };
     Ok(ReplayState {
         lsn,
+        is_paused: rows.is_true(0, 5),
         receive_lsn,
         lag_bytes: receive_lsn.map_or(0, |received| received.0.saturating_sub(lsn.0)),
         lag,

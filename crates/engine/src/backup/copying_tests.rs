@@ -74,6 +74,7 @@ impl World {
                 position()?;
                 Ok(Position {
                     replay_lsn: Lsn(1),
+                    is_paused: false,
                     receive_lsn: None,
                     replay_lag_bytes: 0,
                     replay_lag: None,

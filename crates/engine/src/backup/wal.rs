@@ -120,18 +120,17 @@ impl PgWal {
         .hint("If pg_wal lies on a file system of its own, mount it where the server has it."))
     }
 
-    /// Returns the end of the record that a standby may be replaying which has replayed everything before `replayed`, and its
-    /// timeline: `timeline`, or a later one that the standby has gone over to. Where no complete record begins there, nothing is
-    /// being replayed.
+    /// Returns the record that a standby may be replaying which has replayed everything before `replayed`, on `timeline` or a
+    /// later one that the standby has gone over to.
     ///
     /// # Errors
     /// The WAL before `replayed` is not there.
-    pub(super) fn end_of_replay(
+    pub(super) fn next_record(
         &self,
         replayed: Lsn,
         timeline: TimelineId,
         size: WalSegmentSize,
-    ) -> Result<(Lsn, TimelineId)> {
+    ) -> Result<NextRecord> {
         let names = (self.directory.names()).map_err(|e| unreadable(&self.path, e))?;
         let mut timelines: Vec<TimelineId> = names
             .iter()
@@ -141,8 +140,8 @@ impl PgWal {
             .collect();
         timelines.sort_unstable();
         for timeline in timelines {
-            if let Some(end) = self.end_of_record_at(replayed, timeline, size)? {
-                return Ok((end, timeline));
+            if let Some(next) = self.record_at(replayed, timeline, size)? {
+                return Ok(next);
             }
         }
         Err(Error::failed(format!(
@@ -152,14 +151,24 @@ impl PgWal {
         .hint("Something other than the server removed it, or the server was restarted meanwhile. Run the command again."))
     }
 
-    /// Returns the end of the complete record that begins at `lsn`, or `lsn` where there is none; `None` when no record ends there.
-    fn end_of_record_at(
+    /// Returns the record that begins at `lsn`; `None` when no record ends there.
+    fn record_at(
         &self,
         lsn: Lsn,
         timeline: TimelineId,
         size: WalSegmentSize,
-    ) -> Result<Option<Lsn>> {
+    ) -> Result<Option<NextRecord>> {
         let page_bytes = u64::from(WAL_PAGE_SIZE);
+        // A position behind the header of a page is that of the page.
+        let header = if size.offset(lsn) < page_bytes {
+            40
+        } else {
+            24
+        };
+        let lsn = match lsn.0 % page_bytes {
+            in_page if in_page <= header => Lsn(lsn.0 - in_page),
+            _ => lsn,
+        };
         // Behind a switch of segments nothing ends where the segment does.
         let mut ends_there = size.offset(lsn) == 0;
         let page = if ends_there {
@@ -176,6 +185,12 @@ impl PgWal {
         };
         let mut scanner = WalScanner::new(page, size);
         scanner.look_for(lsn);
+        let mut may_be_delayed = false;
+        let nothing = NextRecord {
+            end: lsn,
+            timeline,
+            may_be_delayed,
+        };
         let mut buffer = vec![0; WAL_PAGE_SIZE as usize];
         for number in size.segment_number(page).. {
             let name = WalSegmentName { timeline, number }.name(size);
@@ -199,18 +214,25 @@ impl PgWal {
                     break;
                 }
                 // The bytes behind the last record received are anything.
-                let damage = scanner.feed(&buffer[..length], &mut |_| {});
+                let damage = scanner.feed(&buffer[..length], &mut |event| {
+                    may_be_delayed |=
+                        matches!(event, WalEvent::Commit { begin, .. } if begin == lsn);
+                });
                 ends_there |= scanner.position() == lsn && scanner.end_of_valid() == lsn;
                 let is_over = damage.is_err() || scanner.reached_end();
                 if let (Some(found), true) = (scanner.found(), ends_there) {
-                    return Ok(Some(found.end));
+                    return Ok(Some(NextRecord {
+                        end: found.end,
+                        may_be_delayed,
+                        ..nothing
+                    }));
                 }
                 if is_over {
-                    return Ok(ends_there.then_some(lsn));
+                    return Ok(ends_there.then_some(nothing));
                 }
             }
         }
-        Ok(ends_there.then_some(lsn))
+        Ok(ends_there.then_some(nothing))
     }
 
     fn holds(&self, name: &str) -> Result<bool> {
@@ -219,6 +241,16 @@ impl PgWal {
             .map(|facts| facts.is_some_and(|facts| facts.is_file()))
             .map_err(|e| unreadable(&self.path.join(name), e))
     }
+}
+
+/// The record that follows on what a standby has replayed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NextRecord {
+    /// Its end; the position itself where no complete record begins there, so that nothing is being replayed.
+    pub end: Lsn,
+    pub timeline: TimelineId,
+    /// It is a commit, which `recovery_min_apply_delay` holds back before any of it is replayed.
+    pub may_be_delayed: bool,
 }
 
 /// What a segment is to a backup.

@@ -125,16 +125,24 @@ fn replay_ends_behind_the_record_that_begins_where_all_is_replayed() {
     for length in [100, 8_100, 20_000, 1_200_000, 8, 500] {
         ends.push(wal.filler(length).1);
     }
-    let last = ends[ends.len() - 1];
+    let (_, last) = wal.commit(700, 1_000);
+    ends.push(last);
     pad(&mut wal);
     let folder = tempfile::tempdir().expect("a directory");
     let pg_wal = pg_wal(folder.path(), &[&wal]);
-    let asked = |lsn| pg_wal.end_of_replay(lsn, TimelineId(1), size);
+    let asked = |lsn| pg_wal.next_record(lsn, TimelineId(1), size);
     for pair in ends.windows(2) {
         let found = asked(pair[0]).expect("found");
-        assert_eq!(found, (pair[1], TimelineId(1)));
+        assert_eq!((found.end, found.timeline), (pair[1], TimelineId(1)));
+        assert_eq!(found.may_be_delayed, pair[1] == last);
     }
-    assert_eq!(asked(last).expect("found"), (last, TimelineId(1)));
+    assert_eq!(asked(last).expect("found").end, last);
+    // Where a server that has only just begun to replay stands.
+    let page = Lsn(ends[2].0 / 8192 * 8192);
+    assert!(
+        asked(page).is_err() && asked(page + 24).is_err(),
+        "within a record"
+    );
     // Nothing ends within a record, and nothing lies behind the end.
     for lsn in [ends[2] + 8, last + 8] {
         let error = asked(lsn).expect_err("no record ends there");
@@ -154,7 +162,10 @@ fn replay_goes_on_behind_a_switch_and_on_a_later_timeline() {
     let border = wal.end();
     let folder = tempfile::tempdir().expect("a directory");
     let old = pg_wal(folder.path(), &[&wal]);
-    let asked = |pg_wal: &PgWal, lsn| pg_wal.end_of_replay(lsn, TimelineId(1), size);
+    let asked = |pg_wal: &PgWal, lsn| {
+        let next = pg_wal.next_record(lsn, TimelineId(1), size);
+        next.map(|next| (next.end, next.timeline))
+    };
     assert_eq!(
         asked(&old, border).expect("found"),
         (border, TimelineId(1)),
