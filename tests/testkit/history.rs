@@ -57,7 +57,7 @@ pub struct History<'story> {
     pub names: Vec<String>,
     /// The highest timeline.
     pub timeline: u32,
-    /// Where recovery cannot pass: as many backups were taken before.
+    /// The number of backups taken before WAL that recovery cannot pass, if there is any.
     pub broken_after: Option<usize>,
     /// What was done, for a person.
     pub deeds: Vec<String>,

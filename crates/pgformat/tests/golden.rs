@@ -161,6 +161,27 @@ fn control_files_know_a_clean_stop() {
 }
 
 #[test]
+fn a_later_minimum_recovery_point_changes_nothing_else() {
+    for major in MajorVersion::ALL {
+        let old = bytes(major, "pg_control.shut_down_in_recovery");
+        let (lsn, timeline) = (Lsn(0x12_3456_7890), TimelineId(77));
+        let new = ControlFile::with_min_recovery_point(&old, lsn, timeline).expect("sound");
+        assert_eq!(new.len(), old.len());
+        let expected = ControlFile {
+            min_recovery_point: lsn,
+            min_recovery_point_timeline: timeline,
+            ..ControlFile::parse(&old).expect("sound")
+        };
+        assert_eq!(ControlFile::parse(&new), Ok(expected), "{major}");
+        let differing = old.iter().zip(&new).filter(|(old, new)| old != new);
+        assert!(
+            differing.count() <= 8 + 4 + 4,
+            "{major}: point, timeline and CRC"
+        );
+    }
+}
+
+#[test]
 fn every_flipped_bit_of_a_control_file_is_noticed() {
     for major in MajorVersion::ALL {
         let good = bytes(major, "pg_control.primary");

@@ -12,6 +12,7 @@ mod horizon;
 mod objects;
 mod plan;
 mod preflight;
+mod replayed;
 mod required;
 mod segments;
 mod source;
@@ -20,8 +21,7 @@ mod wal;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use leeward_pgformat::Lsn;
 use leeward_pgformat::control_file::{ControlFile, DbState};
@@ -54,10 +54,6 @@ use copying::{Copying, Pages};
 use required::{Required, Stored};
 use source::PageRules;
 use wal::PgWal;
-
-/// A record that is replayed no sooner is held back, or is a long one.
-const REPLAY_PATIENCE: Duration = Duration::from_secs(1);
-const REPLAY_POLL: Duration = Duration::from_millis(10);
 
 /// What a backup is to be.
 #[derive(Clone, Debug)]
@@ -241,7 +237,11 @@ impl Run<'_> {
         collected.damaged.extend(lost);
 
         let replay = match role {
-            Role::Standby => Some(self.end_of_replay(&mut session, facts)?),
+            Role::Standby => Some(replayed::end_of_replay(
+                &PgWal::open(self.directory)?,
+                &mut session,
+                facts.wal_segment_size,
+            )?),
             Role::Primary => None,
         };
         let consistent = self.add_control_file(role, replay, &mut manifest, &mut collected)?;
@@ -391,45 +391,6 @@ impl Run<'_> {
             )));
         }
         outside
-    }
-
-    /// How far the standby has come whose files are all copied. What replay removed while they were copied, as transaction
-    /// status that vacuum needs no more or the file of a prepared transaction, is missing in them, and moves no minimum recovery
-    /// point: only behind the record that removed it is nothing missing. That may be the record under replay. One that replay
-    /// has not begun, since it is paused or holds a commit back, is not part of the backup.
-    fn end_of_replay(
-        &self,
-        session: &mut BackupSession,
-        facts: &ServerFacts,
-    ) -> Result<(Lsn, TimelineId)> {
-        let position = session.position()?;
-        let replayed = position.replay_lsn;
-        // Nothing was replayed since the server started.
-        if replayed == Lsn::INVALID {
-            return Ok((replayed, position.timeline));
-        }
-        let next = PgWal::open(self.directory)?.next_record(
-            replayed,
-            position.timeline,
-            facts.wal_segment_size,
-        )?;
-        let deadline = Instant::now() + REPLAY_PATIENCE;
-        let mut now = position;
-        let is_replayed = loop {
-            if now.replay_lsn > replayed {
-                break true;
-            }
-            if now.is_paused || next.end == replayed {
-                break false;
-            }
-            if Instant::now() >= deadline {
-                break !next.may_be_delayed;
-            }
-            thread::park_timeout(REPLAY_POLL);
-            now = session.position()?;
-        };
-        let end = if is_replayed { next.end } else { replayed };
-        Ok((end, next.timeline))
     }
 
     /// `global/pg_control`, read last: its minimum recovery point then covers every page that was copied. Of a standby, that

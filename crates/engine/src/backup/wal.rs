@@ -10,8 +10,7 @@ use std::path::{Path, PathBuf};
 use leeward_pgformat::timeline::TimelineHistory;
 use leeward_pgformat::wal_scan::join;
 use leeward_pgformat::wal_segment::{
-    WAL_LONG_HEADER_SIZE, WAL_PAGE_SIZE, WalLongHeader, WalSegmentName, WalSegmentSize,
-    history_file_name, parse_history_file_name,
+    WAL_LONG_HEADER_SIZE, WalLongHeader, WalSegmentName, WalSegmentSize, history_file_name,
 };
 use leeward_pgformat::{
     DatabaseDirectory, Lsn, MajorVersion, RecordPart, SystemIdentifier, TimelineId, WalContents,
@@ -86,9 +85,9 @@ struct WalFile {
 /// The server's `pg_wal`.
 #[derive(Debug)]
 pub(super) struct PgWal {
-    directory: Directory,
-    /// Where it lies, for messages.
-    path: PathBuf,
+    pub directory: Directory,
+    /// Its path, for messages.
+    pub path: PathBuf,
 }
 
 impl PgWal {
@@ -120,137 +119,12 @@ impl PgWal {
         .hint("If pg_wal lies on a file system of its own, mount it where the server has it."))
     }
 
-    /// Returns the record that a standby may be replaying which has replayed everything before `replayed`, on `timeline` or a
-    /// later one that the standby has gone over to.
-    ///
-    /// # Errors
-    /// The WAL before `replayed` is not there.
-    pub(super) fn next_record(
-        &self,
-        replayed: Lsn,
-        timeline: TimelineId,
-        size: WalSegmentSize,
-    ) -> Result<NextRecord> {
-        let names = (self.directory.names()).map_err(|e| unreadable(&self.path, e))?;
-        let mut timelines: Vec<TimelineId> = names
-            .iter()
-            .filter_map(|name| parse_history_file_name(name.to_str()?))
-            .filter(|later| *later > timeline)
-            .chain([timeline])
-            .collect();
-        timelines.sort_unstable();
-        for timeline in timelines {
-            if let Some(next) = self.record_at(replayed, timeline, size)? {
-                return Ok(next);
-            }
-        }
-        Err(Error::failed(format!(
-            "\"{}\" does not hold the WAL up to {replayed}, which the server has replayed",
-            self.path.display()
-        ))
-        .hint("Something other than the server removed it, or the server was restarted meanwhile. Run the command again."))
-    }
-
-    /// Returns the record that begins at `lsn`; `None` when no record ends there.
-    fn record_at(
-        &self,
-        lsn: Lsn,
-        timeline: TimelineId,
-        size: WalSegmentSize,
-    ) -> Result<Option<NextRecord>> {
-        let page_bytes = u64::from(WAL_PAGE_SIZE);
-        // A position behind the header of a page is that of the page.
-        let header = if size.offset(lsn) < page_bytes {
-            40
-        } else {
-            24
-        };
-        let lsn = match lsn.0 % page_bytes {
-            in_page if in_page <= header => Lsn(lsn.0 - in_page),
-            _ => lsn,
-        };
-        // Behind a switch of segments nothing ends where the segment does.
-        let mut ends_there = size.offset(lsn) == 0;
-        let page = if ends_there {
-            let before = WalSegmentName {
-                timeline,
-                number: size.segment_number_before(lsn),
-            };
-            if !self.holds(&before.name(size))? {
-                return Ok(None);
-            }
-            lsn
-        } else {
-            Lsn((lsn.0 - 1) / page_bytes * page_bytes)
-        };
-        let mut scanner = WalScanner::new(page, size);
-        scanner.look_for(lsn);
-        let mut may_be_delayed = false;
-        let nothing = NextRecord {
-            end: lsn,
-            timeline,
-            may_be_delayed,
-        };
-        let mut buffer = vec![0; WAL_PAGE_SIZE as usize];
-        for number in size.segment_number(page).. {
-            let name = WalSegmentName { timeline, number }.name(size);
-            if !self.holds(&name)? {
-                break;
-            }
-            let path = self.path.join(&name);
-            let failed = |e| unreadable(&path, e);
-            let mut segment = (self.directory.open_file(OsStr::new(&name))).map_err(failed)?;
-            segment
-                .seek(io::SeekFrom::Start(size.offset(scanner.position())))
-                .map_err(failed)?;
-            loop {
-                // The first page up to `lsn` first: a record has to end there.
-                let left = match lsn.0.saturating_sub(scanner.position().0) {
-                    0 => buffer.len(),
-                    left => buffer.len().min(left as usize),
-                };
-                let length = segment.read(&mut buffer[..left]).map_err(failed)?;
-                if length == 0 {
-                    break;
-                }
-                // The bytes behind the last record received are anything.
-                let damage = scanner.feed(&buffer[..length], &mut |event| {
-                    may_be_delayed |=
-                        matches!(event, WalEvent::Commit { begin, .. } if begin == lsn);
-                });
-                ends_there |= scanner.position() == lsn && scanner.end_of_valid() == lsn;
-                let is_over = damage.is_err() || scanner.reached_end();
-                if let (Some(found), true) = (scanner.found(), ends_there) {
-                    return Ok(Some(NextRecord {
-                        end: found.end,
-                        may_be_delayed,
-                        ..nothing
-                    }));
-                }
-                if is_over {
-                    return Ok(ends_there.then_some(nothing));
-                }
-            }
-        }
-        Ok(ends_there.then_some(nothing))
-    }
-
-    fn holds(&self, name: &str) -> Result<bool> {
+    pub(super) fn holds(&self, name: &str) -> Result<bool> {
         let found = self.directory.look(OsStr::new(name));
         found
             .map(|facts| facts.is_some_and(|facts| facts.is_file()))
             .map_err(|e| unreadable(&self.path.join(name), e))
     }
-}
-
-/// The record that follows on what a standby has replayed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct NextRecord {
-    /// Its end; the position itself where no complete record begins there, so that nothing is being replayed.
-    pub end: Lsn,
-    pub timeline: TimelineId,
-    /// It is a commit, which `recovery_min_apply_delay` holds back before any of it is replayed.
-    pub may_be_delayed: bool,
 }
 
 /// What a segment is to a backup.
@@ -459,7 +333,7 @@ fn histories(pg_wal: &PgWal, timeline: TimelineId) -> Result<(Vec<WalFile>, Time
     Ok((files, history))
 }
 
-fn unreadable(path: &Path, e: io::Error) -> Error {
+pub(super) fn unreadable(path: &Path, e: io::Error) -> Error {
     Error::failed(format!("could not read \"{}\"", path.display())).because(e)
 }
 
@@ -635,4 +509,4 @@ fn check_header(
 
 #[cfg(test)]
 #[path = "wal_tests.rs"]
-mod tests;
+pub(super) mod tests;

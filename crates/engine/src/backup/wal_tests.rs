@@ -33,18 +33,18 @@ fn create_file(wal: &mut Wal, database: u32) -> Lsn {
         .0
 }
 
-fn size() -> WalSegmentSize {
+pub(in crate::backup) fn size() -> WalSegmentSize {
     WalSegmentSize::new(1 << 20).expect("a size")
 }
 
 /// Fills the last segment with zeros.
-fn pad(wal: &mut Wal) {
+pub(in crate::backup) fn pad(wal: &mut Wal) {
     let segment = wal.size.bytes() as usize;
     wal.bytes
         .resize(wal.bytes.len().next_multiple_of(segment), 0);
 }
 
-fn pg_wal(folder: &Path, from: &[&Wal]) -> PgWal {
+pub(in crate::backup) fn pg_wal(folder: &Path, from: &[&Wal]) -> PgWal {
     for wal in from {
         for (name, bytes) in wal.segments() {
             std::fs::write(folder.join(name.name(wal.size)), bytes).expect("written");
@@ -77,6 +77,11 @@ fn store(pg_wal: &PgWal, stretch: Stretch) -> Result<StoredWal> {
     store_wal(pg_wal, stretch, &to, &|_| {})
 }
 
+fn store_from(from: &[&Wal], stretch: Stretch) -> Result<StoredWal> {
+    let folder = tempfile::tempdir().expect("a directory");
+    store(&pg_wal(folder.path(), from), stretch)
+}
+
 fn refused(stored: Result<StoredWal>, words: &str) {
     let error = stored.err().expect("it is refused");
     assert_eq!(error.kind(), ErrorKind::Damaged, "{error}");
@@ -93,11 +98,7 @@ fn a_record_that_does_not_go_on_in_the_next_segment_is_refused() {
     let mut other = Wal::new(size, 4, 2);
     let (_, stop) = other.filler(1_000);
     pad(&mut other);
-    let folder = tempfile::tempdir().expect("a directory");
-    let stored = store(
-        &pg_wal(folder.path(), &[&wal, &other]),
-        stretch(wal.start + 40, stop, size),
-    );
+    let stored = store_from(&[&wal, &other], stretch(wal.start + 40, stop, size));
     refused(stored, "does not go on in the next segment");
 }
 
@@ -112,74 +113,8 @@ fn damage_before_the_start_hides_no_record_behind_it() {
     wal.filler(100_000);
     pad(&mut wal);
     wal.bytes[50_000] ^= 1;
-    let folder = tempfile::tempdir().expect("a directory");
-    let stored = store(&pg_wal(folder.path(), &[&wal]), stretch(start, stop, size));
+    let stored = store_from(&[&wal], stretch(start, stop, size));
     refused(stored, "before the start LSN");
-}
-
-#[test]
-fn replay_ends_behind_the_record_that_begins_where_all_is_replayed() {
-    let size = size();
-    let mut wal = Wal::new(size, 3, 1);
-    let mut ends = Vec::new();
-    for length in [100, 8_100, 20_000, 1_200_000, 8, 500] {
-        ends.push(wal.filler(length).1);
-    }
-    let (_, last) = wal.commit(700, 1_000);
-    ends.push(last);
-    pad(&mut wal);
-    let folder = tempfile::tempdir().expect("a directory");
-    let pg_wal = pg_wal(folder.path(), &[&wal]);
-    let asked = |lsn| pg_wal.next_record(lsn, TimelineId(1), size);
-    for pair in ends.windows(2) {
-        let found = asked(pair[0]).expect("found");
-        assert_eq!((found.end, found.timeline), (pair[1], TimelineId(1)));
-        assert_eq!(found.may_be_delayed, pair[1] == last);
-    }
-    assert_eq!(asked(last).expect("found").end, last);
-    // Where a server that has only just begun to replay stands.
-    let page = Lsn(ends[2].0 / 8192 * 8192);
-    assert!(
-        asked(page).is_err() && asked(page + 24).is_err(),
-        "within a record"
-    );
-    // Nothing ends within a record, and nothing lies behind the end.
-    for lsn in [ends[2] + 8, last + 8] {
-        let error = asked(lsn).expect_err("no record ends there");
-        assert!(
-            error.to_string().contains("does not hold the WAL"),
-            "{error}"
-        );
-    }
-}
-
-#[test]
-fn replay_goes_on_behind_a_switch_and_on_a_later_timeline() {
-    let size = size();
-    let mut wal = Wal::new(size, 3, 1);
-    wal.filler(5_000);
-    wal.switch(0);
-    let border = wal.end();
-    let folder = tempfile::tempdir().expect("a directory");
-    let old = pg_wal(folder.path(), &[&wal]);
-    let asked = |pg_wal: &PgWal, lsn| {
-        let next = pg_wal.next_record(lsn, TimelineId(1), size);
-        next.map(|next| (next.end, next.timeline))
-    };
-    assert_eq!(
-        asked(&old, border).expect("found"),
-        (border, TimelineId(1)),
-        "the next segment has not begun"
-    );
-
-    let mut next = Wal::new(size, 4, 2);
-    next.timeline = TimelineId(2);
-    let (_, first) = next.filler(300);
-    let (_, second) = next.filler(300);
-    pad(&mut next);
-    std::fs::write(folder.path().join("00000002.history"), "1\t0/400000\tx\n").expect("written");
-    let new = self::pg_wal(folder.path(), &[&next]);
-    assert_eq!(asked(&new, first).expect("found"), (second, TimelineId(2)));
 }
 
 #[test]

@@ -47,7 +47,7 @@ impl UnknownTimelines {
         self.numbers.last().copied().unwrap_or(self.followed)
     }
 
-    /// What is wrong with its history file.
+    /// Returns the reason why its history file says nothing.
     fn problem(&self) -> String {
         let file = history_file_name(self.newest());
         match &self.damage {

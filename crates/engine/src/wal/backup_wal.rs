@@ -95,7 +95,7 @@ pub(super) fn in_backups(
                 end,
             });
         } else if stretch.is_of_one_timeline() {
-            // Where the stretch spans a change of timeline, not each timeline's segment lies with the backup.
+            // Of a stretch over a change of timeline, some segments lie with the backup on one of the timelines only.
             let key = layout::backup_wal(cluster.name(), backup, &name)?;
             let lost = RepositoryError::damaged(key, "object", "it is not there any more");
             known.unreadable.get_or_insert(lost);

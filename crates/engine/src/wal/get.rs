@@ -269,7 +269,7 @@ impl Get<'_> {
         })
     }
 
-    /// How the backups are looked at. A standby asks again, and a server that was told where its WAL ends needs no more proof.
+    /// Returns the way to look at the backups. A standby asks again, and a server that was told where its WAL ends needs no more proof.
     fn look<'b>(&self, cache: Option<&'b Path>) -> Look<'b> {
         Look {
             cache: self.cache(cache),

@@ -1,5 +1,5 @@
-//! Whether the archive has the WAL that lies with a backup. Recovery asks the archive first: other WAL under the same name leads
-//! it elsewhere.
+//! Comparison of the WAL that lies with a backup with the archive's. Recovery asks the archive first: other WAL under the same
+//! name leads it elsewhere.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
@@ -43,7 +43,7 @@ impl WalArchive {
             .collect();
         let numbers: Vec<u64> = (first.number..=last.number).collect();
         let found = parallel::map(&numbers, AT_ONCE, |number| {
-            // Where a timeline was left, only the newer one's segment is on the way.
+            // Of a segment in which a timeline was left, only the newer timeline's is on the way.
             for timeline in timelines.iter().rev() {
                 let segment = WalSegmentName {
                     timeline: *timeline,
@@ -66,7 +66,8 @@ impl WalArchive {
         Ok(found.into_iter().flatten().next())
     }
 
-    /// Whether the archived segment, if there is one, has the first `cut` bytes of a backup's, behind which that has zeros.
+    /// Returns whether the archived segment, if there is one, begins with the first `cut` bytes of the backup's, which has zeros
+    /// behind them.
     fn begins_like(
         &self,
         ours: &Tail,
